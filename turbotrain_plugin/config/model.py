@@ -1,0 +1,103 @@
+"""Keys of the network, ``model.args``. Every choice the paper does not print is a key here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from turbotrain_plugin.config.keys import group, key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """``model.args.encoder``."""
+
+    core_method: str = key("second", "Point encoder.", choices=("second", "pillars"))
+    residual: bool = key(True, "SECOND: residual blocks (2.7 M) or the plain variant (0.7 M).")
+    widths: tuple[int, ...] = key((16, 32, 64, 128), "SECOND: channels at strides 1, 2, 4, 8.")
+    pillar_channels: int = key(64, "Pillars: channels of the point network.")
+    pillar_blocks: tuple[int, ...] = key(
+        (1, 1, 1), "Pillars: 3x3 convolutions per stage; every stage but the first halves the map."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeckConfig:
+    """``model.args.neck``: the 2-D BEV network."""
+
+    position: str = key(
+        "pre_temporal",
+        "Before temporal fusion (per agent and frame) or once after agent fusion. Our choice.",
+        choices=("pre_temporal", "post_fusion"),
+    )
+    layers: tuple[int, ...] = key((6, 6), "3x3 convolutions per level.")
+    filters: tuple[int, ...] = key(
+        (128, 256), "Channels per level; each later level halves the map."
+    )
+    upsample_filters: tuple[int, ...] = key((256, 256), "Channels of each level brought back up.")
+    checkpoint: bool = key(False, "Recompute the neck in the backward pass to save memory.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemporalConfig:
+    """``model.args.temporal``: attention over the frames of a cell."""
+
+    heads: int = key(8, "Attention heads.")
+    ffn: int = key(512, "Width of the feed-forward part.")
+    dropout: float = key(0.1, "Dropout in attention and feed-forward.")
+    depth: int = key(1, "Layers. Our choice.")
+    reduce: str = key("current", "What is kept of the frames.", choices=("current", "mean"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionConfig:
+    """``model.args.fusion``: agent fusion."""
+
+    core_method: str = key("v2xpnp", "Fusion.", choices=("v2xpnp", "fcooper", "no_fusion"))
+    windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP: window sizes in cells.")
+    window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP: heads per window size.")
+    heads: int = key(8, "V2XPnP: heads of agent attention.")
+    ffn: int = key(512, "V2XPnP: width of the feed-forward parts.")
+    depth: int = key(1, "V2XPnP: agent-attention layers. Our choice.")
+    dropout: float = key(0.1, "V2XPnP: dropout.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageConfig:
+    """``model.args.compression``: what an agent sends."""
+
+    ratio: int = key(0, "Channel compression factor (0: send the full map).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapConfig:
+    """``model.args.map``: vector-map encoder."""
+
+    enabled: bool = key(True, "Use the vector map.")
+    feed: str = key("prediction", "Which heads see the map.", choices=("prediction", "both"))
+    stride: int = key(2, "BEV cells per map token cell. Our choice.")
+    segments: int = key(5, "Nearest segments per cell.")
+    heads: int = key(8, "Attention heads.")
+    ffn: int = key(512, "Width of the feed-forward part.")
+    dropout: float = key(0.1, "Dropout.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelArgs:
+    """``model.args``."""
+
+    channels: int = key(256, "Channels C of the BEV features that are fused.")
+    encoder: EncoderConfig = group(EncoderConfig, "Points to BEV features.")
+    neck: NeckConfig = group(NeckConfig, "2-D BEV network.")
+    temporal: TemporalConfig = group(TemporalConfig, "History to one map per agent.")
+    fusion: FusionConfig = group(FusionConfig, "Agents to one map.")
+    compression: MessageConfig = group(MessageConfig, "Message compression.")
+    map: MapConfig = group(MapConfig, "Vector map.")
+    prediction: bool = key(True, "Build the trajectory head.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """``model``."""
+
+    core_method: str = key("cooperative", "Which network.", choices=("cooperative",))
+    args: ModelArgs = group(ModelArgs, "Its parts.")
