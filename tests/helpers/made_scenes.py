@@ -173,7 +173,8 @@ def straight_map(y_m: float, count: int = 8) -> VectorMap:
     lanes = []
     for index in range(count):
         line = np.stack([x, np.full(40, y_m + 3.5 * index), np.zeros(40)], axis=-1)
-        edges = np.concatenate([line + [0, 1.75, 0], line - [0, 1.75, 0]])
+        side = np.array([0.0, 1.75, 0.0])
+        edges = np.concatenate([line + side, line - side])
         lanes.append(Lane(7, index + 1, 1, line, edges, (), ()))
     walk = np.stack([x, np.full(40, y_m - 5.0), np.full(40, 0.15)], axis=-1)
     lanes.append(Lane(8, -1, 2, walk, np.zeros((0, 3)), (), ()))

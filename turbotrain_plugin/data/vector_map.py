@@ -1,209 +1,156 @@
-"""The vector map: its pickle read without running it, written without the module it names.
+"""Lanes cut into segments of 10 points, moved into the ego frame, the nearest found per cell.
 
-A map file is a pickled ``Map`` of ``Lane`` of ``MapPoint`` from a module of the V2XPnP host. We
-need neither: reading puts inert stand-ins in their place (``safe_pickle``), writing emits the
-pickle opcodes by hand, so nothing is registered in ``sys.modules`` for the purpose.
+The cut is that of the V2XPnP host (its map encoder's input); the points where we had to choose are
+said at ``segments``. Unlike the host's helper it works with any number of segments, none included.
 """
 
 from __future__ import annotations
 
-import os
-import pickle
-import struct
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from turbotrain_plugin.data.safe_pickle import load_pickle
-from turbotrain_plugin.structures import UserError
+from turbotrain_plugin.data.map_files import DRIVING, Lane, VectorMap, read_map, write_map
+from turbotrain_plugin.structures import MapSegments
 
-__all__ = ["DRIVING", "Lane", "VectorMap", "read_map", "write_map"]
-
-DRIVING: Final = 1
-"""Lane type of a driving lane. Others: 0 unknown, 2 sidewalk, 3 shoulder, 4 parking lane."""
-
-_MODULE: Final = "opencood.data_utils.datasets.map.map_types"
-_RECORDS: Final = (
-    "Map",
+__all__ = [
+    "BOUNDARY",
+    "SEGMENT_POINTS",
     "Lane",
-    "MapPoint",
-    "Crosswalk",
-    "RoadLine",
-    "WalkButton",
-    "TrafficSignalLaneState",
-    "DynamicState",
-)
+    "VectorMap",
+    "WorldSegments",
+    "nearest_segments",
+    "read_map",
+    "segments",
+    "segments_in_ego",
+    "write_map",
+]
+
+BOUNDARY: Final = 5
+"""Type of a segment that is the edge of a driving lane, beside the lane types 0 to 4."""
+SEGMENT_POINTS: Final = 10
+"""Points of a full segment."""
+_MIN_POINTS: Final = 5
+"""Shortest tail that is kept; a whole line must be longer than this."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Lane:
-    """One lane in world coordinates, metres.
+@dataclass(frozen=True, slots=True)
+class WorldSegments(MapSegments):
+    """Segments in the world, with what is needed to move them exactly.
 
     Attributes:
-        road_id: Road number.
-        lane_id: Lane number on the road.
-        type: 0 unknown, 1 driving, 2 sidewalk, 3 shoulder, 4 parking lane.
-        polyline: (N, 3) float64, centre line.
-        boundary: (K, 3) float64, edge points; (0, 3) when the map has none.
-        entry: Names ``<road_id>_<lane_id>`` of the lanes that lead here.
-        exit: Names of the lanes that follow.
+        xyz: (S, 10, 3) float64, world positions; zero where padded.
+        has_height: Whether the map says heights (real ones do; a map at z = 0 everywhere does not).
     """
 
-    road_id: int
-    lane_id: int
-    type: int
-    polyline: NDArray[np.float64]
-    boundary: NDArray[np.float64]
-    entry: tuple[str, ...] = ()
-    exit: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Return ``<road_id>_<lane_id>``, as other lanes refer to this one."""
-        return f"{self.road_id}_{self.lane_id}"
+    xyz: NDArray[np.float64]
+    has_height: bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class VectorMap:
-    """All lanes of one area, world coordinates."""
+def segments(vector_map: VectorMap) -> WorldSegments:
+    """Cut the lines of a map into segments of 10 points, world frame.
 
-    lanes: tuple[Lane, ...]
+    Lines are the centre line of every lane and the edge of driving lanes (type 5). Lines of 5
+    points or fewer are left out; a last piece of 5 to 9 points is kept, padded with zeros.
+    Direction and previous point are taken inside a segment, so that each stands for itself: its
+    first point is its own predecessor and has the direction of the second (our choice where the
+    host's text leaves it open; the same holds for repeated points, whose direction is zero).
 
-
-# ------------------------------------------------------------------------------------------ reading
-
-
-def read_map(path: Path) -> VectorMap:
-    """Return the lanes of a map pickle; other features (crosswalks, signals) are passed over.
-
-    Raises:
-        UserError: When the file is missing, damaged, names foreign code, or holds no map.
+    Returns:
+        Segments, in the order of the lanes; S may be 0.
     """
-    records = {name: type(name, (), {}) for name in _RECORDS}
-    names: dict[tuple[str, str], Any] = {(_MODULE, name): stub for name, stub in records.items()}
-    names[(_MODULE, "LaneType")] = type("LaneType", (int,), {})
-    content = load_pickle(path, names)
-    features = getattr(content, "map_features", None)
-    if isinstance(features, dict):
-        features = list(features.values())
-    if type(content) is not records["Map"] or not isinstance(features, (list, tuple)):
-        raise UserError(f"{path}: holds no vector map (a Map with a list of map_features).")
-    lanes = [feature for feature in features if type(feature) is records["Lane"]]
-    try:
-        return VectorMap(tuple(_lane(item) for item in lanes))
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: a lane of the map is damaged ({error}).") from error
-
-
-def _lane(item: Any) -> Lane:  # noqa: ANN401 - a stand-in
-    return Lane(
-        road_id=int(item.road_id),
-        lane_id=int(item.lane_id),
-        type=int(item.type),
-        polyline=_points(item.polyline),
-        boundary=_points(getattr(item, "boundary", None) or ()),
-        entry=tuple(str(name) for name in getattr(item, "entry_lanes", None) or ()),
-        exit=tuple(str(name) for name in getattr(item, "exit_lanes", None) or ()),
+    pieces: list[NDArray[np.float64]] = []
+    types: list[int] = []
+    for lane in vector_map.lanes:
+        lines = [(lane.polyline, lane.type)]
+        if lane.type == DRIVING:
+            lines.append((lane.boundary, BOUNDARY))
+        for line, kind in lines:
+            cut = _cut(line)
+            pieces += cut
+            types += [kind] * len(cut)
+    xyz = np.zeros((len(pieces), SEGMENT_POINTS, 3))
+    valid = np.zeros((len(pieces), SEGMENT_POINTS), dtype=np.bool_)
+    for row, piece in enumerate(pieces):
+        xyz[row, : len(piece)] = piece
+        valid[row, : len(piece)] = True
+    heights = xyz[valid][:, 2]
+    points = _attributes(xyz[..., :2], valid, np.array(types, dtype=np.float64))
+    return WorldSegments(
+        points=points, valid=valid, xyz=xyz, has_height=bool(heights.size and np.ptp(heights) > 0)
     )
 
 
-def _points(points: Iterable[Any]) -> NDArray[np.float64]:
-    rows = [(float(point.x), float(point.y), float(point.z)) for point in points]
-    array = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    if not np.isfinite(array).all():
-        raise ValueError("a point is not finite")
-    return array
+def segments_in_ego(world: WorldSegments, ego_SE3_world: NDArray[np.float64]) -> MapSegments:
+    """Return the segments in the ego LiDAR frame.
 
+    Points are moved in 3D before their height is dropped: a sensor tilted by a few degrees on a
+    hill would otherwise shift the map by metres. A map without heights is taken to lie at the
+    height of the sensor.
 
-# ------------------------------------------------------------------------------------------ writing
+    Args:
+        world: Result of ``segments``.
+        ego_SE3_world: (4, 4), world to the ego LiDAR frame.
 
-
-def write_map(path: Path, vector_map: VectorMap) -> None:
-    """Write a map as hosts expect it: pickle protocol 2 that names Map, Lane and MapPoint only.
-
-    The file is written to a temporary name and renamed.
+    Returns:
+        Positions, previous points and unit directions in the ego frame; types unchanged.
     """
-    writer = _MapPickle()
-    partial = path.with_name(f"{path.name}.part{os.getpid()}")
-    partial.write_bytes(writer.dump(vector_map))
-    partial.replace(path)
+    ego_SE3_world = np.asarray(ego_SE3_world, dtype=np.float64)
+    R, t = ego_SE3_world[:3, :3], ego_SE3_world[:3, 3]
+    xyz = world.xyz
+    if not world.has_height:
+        sensor_z = -(R.T @ t)[2]
+        xyz = np.concatenate([xyz[..., :2], np.full((*xyz.shape[:2], 1), sensor_z)], axis=-1)
+    moved = xyz @ R.T + t
+    # Every segment has a valid first point; padding is zeroed once more by _attributes.
+    points = _attributes(moved[..., :2], world.valid, world.points[:, 0, 4].astype(np.float64))
+    return MapSegments(points=points, valid=world.valid)
 
 
-class _MapPickle:
-    """Pickle opcodes of a map; field names and globals are memoised, as the real pickler does."""
+def nearest_segments(
+    cell_centres: NDArray[np.floating], segments: MapSegments, count: int
+) -> NDArray[np.int64]:
+    """Find the segments nearest to every cell by the mean of their valid points.
 
-    def __init__(self) -> None:
-        self._out = bytearray(pickle.PROTO + b"\x02")
-        self._memo: dict[str, int] = {}
+    Args:
+        cell_centres: (Hm, Wm, 2), x, y in the frame of the segments.
+        segments: S segments, as ``segments_in_ego`` returns them.
+        count: Segments wanted per cell.
 
-    def dump(self, vector_map: VectorMap) -> bytes:
-        """Return the whole pickle."""
-        self._begin("Map")
-        self._name("map_features")
-        self._out += pickle.EMPTY_LIST + pickle.MARK
-        for lane in vector_map.lanes:
-            self._lane(lane)
-        self._out += pickle.APPENDS
-        self._name("dynamic_states")
-        self._out += pickle.NONE
-        self._end()
-        return bytes(self._out + pickle.STOP)
-
-    def _lane(self, lane: Lane) -> None:
-        self._begin("Lane")
-        for field in ("road_id", "lane_id", "type"):
-            self._name(field)
-            self._out += pickle.BININT + struct.pack("<i", int(getattr(lane, field)))
-        self._name("polyline")
-        self._map_points(lane.polyline)
-        self._name("entry_lanes")
-        self._texts(lane.entry)
-        self._name("exit_lanes")
-        self._texts(lane.exit)
-        self._name("boundary")
-        self._map_points(lane.boundary)
-        self._end()
-
-    def _map_points(self, points: NDArray[np.float64]) -> None:
-        self._out += pickle.EMPTY_LIST + pickle.MARK
-        for xyz in np.asarray(points, dtype=np.float64).reshape(-1, 3).tolist():
-            self._begin("MapPoint")
-            for axis, value in zip("xyz", xyz, strict=True):
-                self._name(axis)
-                self._out += pickle.BINFLOAT + struct.pack(">d", value)
-            self._end()
-        self._out += pickle.APPENDS
-
-    def _texts(self, texts: Sequence[str]) -> None:
-        self._out += pickle.EMPTY_LIST + pickle.MARK
-        for text in texts:
-            self._out += _unicode(text)
-        self._out += pickle.APPENDS
-
-    def _begin(self, record: str) -> None:
-        """Push a bare instance of a record and open its state."""
-        opcode = pickle.GLOBAL + f"{_MODULE}\n{record}\n".encode()
-        self._remembered(f"global {record}", opcode)
-        self._out += pickle.EMPTY_TUPLE + pickle.NEWOBJ + pickle.EMPTY_DICT + pickle.MARK
-
-    def _end(self) -> None:
-        self._out += pickle.SETITEMS + pickle.BUILD
-
-    def _name(self, field: str) -> None:
-        self._remembered(field, _unicode(field))
-
-    def _remembered(self, key: str, opcode: bytes) -> None:
-        if key in self._memo:
-            self._out += pickle.BINGET + bytes([self._memo[key]])
-            return
-        self._memo[key] = len(self._memo)
-        self._out += opcode + pickle.BINPUT + bytes([self._memo[key]])
+    Returns:
+        (Hm, Wm, count) int64 rows of ``segments``, nearest first; -1 where fewer exist.
+    """
+    nearest = np.full((*cell_centres.shape[:2], count), -1, dtype=np.int64)
+    available = min(count, len(segments.points))
+    if available == 0:
+        return nearest
+    weight = segments.valid[..., None].astype(np.float64)
+    mean = (segments.points[..., :2] * weight).sum(axis=1) / weight.sum(axis=1)
+    # A list of ranks keeps the last axis even when one neighbour is asked for.
+    _, rows = cKDTree(mean).query(cell_centres, k=list(range(1, available + 1)))
+    nearest[..., :available] = rows
+    return nearest
 
 
-def _unicode(text: str) -> bytes:
-    raw = text.encode("utf-8")
-    return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+def _cut(line: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    if len(line) <= _MIN_POINTS:
+        return []
+    cut = [line[start : start + SEGMENT_POINTS] for start in range(0, len(line), SEGMENT_POINTS)]
+    return cut if len(cut[-1]) >= _MIN_POINTS else cut[:-1]
+
+
+def _attributes(
+    xy: NDArray[np.float64], valid: NDArray[np.bool_], types: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return (S, 10, 7): x, y, dx, dy, type, x_pre, y_pre; zero where padded."""
+    previous = np.concatenate([xy[:, :1], xy[:, :-1]], axis=1)
+    step = xy - previous
+    length = np.linalg.norm(step, axis=-1, keepdims=True)
+    direction = np.divide(step, length, out=np.zeros_like(step), where=length > 0)
+    direction[:, 0] = direction[:, 1]
+    kind = np.broadcast_to(types[:, None, None], (*xy.shape[:2], 1))
+    points = np.concatenate([xy, direction, kind, previous], axis=-1)
+    return np.where(valid[..., None], points, 0.0).astype(np.float32)
