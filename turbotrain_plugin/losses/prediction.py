@@ -1,0 +1,70 @@
+"""Trajectory loss on positive anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from turbotrain_plugin.config import LossArgs
+from turbotrain_plugin.losses.precision import full_precision
+from turbotrain_plugin.structures import Predictions, Targets, UserError
+
+
+class PredictionLoss:
+    """Mean displacement error of the trajectories of positive anchors.
+
+    Per anchor the mean over its valid steps, then the mean over the anchors that have one, so that
+    an object with a short future counts as much as one with a long future (our choice; V2XPnP
+    trains with an L2 loss between predicted and true points).
+
+    Args:
+        args: ``traj_loss``: ``l2`` (Euclidean distance in metres), ``mse`` (its square) or
+            ``smooth_l1`` (x and y summed, transition at 1 m); ``traj_decay``: step k weighs this to
+            the power k within the mean over steps.
+
+    Raises:
+        UserError: When ``traj_decay`` is not positive.
+    """
+
+    def __init__(self, args: LossArgs) -> None:
+        if not args.traj_decay > 0:
+            raise UserError(f"loss.args.traj_decay must be positive. Found {args.traj_decay}.")
+        self._form = args.traj_loss
+        self._decay = args.traj_decay
+
+    def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """Return the scalar loss; 0 with a gradient path when no step of any positive is valid.
+
+        Raises:
+            ValueError: When there are no trajectories, or their steps are not those of the targets.
+        """
+        if predictions.trajectories is None:
+            raise ValueError("`predictions.trajectories` must be (B, H, W, anchors, F, 2).")
+        predicted = full_precision(predictions.trajectories[targets.positive_index.unbind(1)])
+        if predicted.shape != targets.trajectories.shape:
+            raise ValueError(
+                "`predictions.trajectories` and `targets.trajectories` must have the same steps. "
+                f"Found (N, F, 2) = {tuple(predicted.shape)} and "
+                f"{tuple(targets.trajectories.shape)}."
+            )
+        valid = targets.trajectory_valid
+        error = predicted - targets.trajectories.to(predicted.dtype)
+        # Where a step is not valid its target is no number to rely on, so it is replaced, not
+        # multiplied by 0.
+        distance = self._distance(error.masked_fill(~valid[..., None], 0.0))
+        step = torch.arange(valid.shape[1], device=distance.device, dtype=distance.dtype)
+        weight = valid * torch.pow(self._decay, step)
+        known = valid.any(dim=1)
+        per_anchor = (weight * distance).sum(dim=1) / weight.sum(dim=1).where(known, 1.0)
+        return per_anchor.sum() / known.sum().clamp(min=1)
+
+    def _distance(self, error: Tensor) -> Tensor:
+        if self._form == "mse":
+            return error.square().sum(dim=-1)
+        if self._form == "smooth_l1":
+            loss = smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=1.0)
+            return loss.sum(dim=-1)
+        # Its derivative at distance 0 is 0, where that of sqrt and hypot is NaN.
+        norm: Tensor = torch.linalg.vector_norm(error, dim=-1)
+        return norm
