@@ -43,13 +43,15 @@ def build(cls: type[_T], tree: Located, path: str = "") -> _T:
     by_alias = {alias: f.name for f in declared.values() for alias in f.metadata.get(ALIASES, ())}
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
+    seen: dict[str, str] = {}
     for name, item in tree.value.items():
         target = by_alias.get(name, name)
         where = f"{path}.{name}" if path else name
         if target not in declared:
             raise UserError(_unknown(item, where, name, [*declared, *by_alias]))
-        if target in values:
+        if seen.get(target) == item.source:
             raise UserError(f"{item.place}: {where} and its alias are both given.")
+        seen[target] = item.source  # from another file or an override: the later one rules
         values[target] = _convert(hints[target], item, where)
         _check_choice(declared[target], values[target], item, where)
     return cls(**values)

@@ -1,0 +1,183 @@
+"""Hypes files: aliases, errors with the nearest name, includes, overrides, round trips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from turbotrain_plugin.config import (
+    RunConfig,
+    difference,
+    explain,
+    find_hypes,
+    load_hypes,
+    shipped_hypes_dir,
+    to_yaml,
+)
+from turbotrain_plugin.errors import UserError
+
+SHIPPED = sorted(path.name for path in shipped_hypes_dir().glob("*.yaml"))
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_file_is_valid_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_hypes(name)
+    assert load_hypes(write(tmp_path, to_yaml(config))) == config
+
+
+def test_paper_values() -> None:
+    config = load_hypes("turbotrain_v2xpnp.yaml")
+    assert config.preprocess.args.voxel_size == (0.1, 0.1, 0.2)
+    assert config.preprocess.args.max_points_per_voxel == 5
+    assert config.preprocess.args.max_voxel_train == 32000
+    assert config.preprocess.cav_lidar_range[:2] == (-102.4, -40.0)
+    pretrain = config.turbotrain.pretrain
+    assert (pretrain.epoches, pretrain.batch_size, pretrain.mask.ratio) == (15, 4, 0.7)
+    assert pretrain.optimizer.core_method == "AdamW"
+    assert pretrain.optimizer.args.weight_decay == 1e-2
+    assert pretrain.lr_scheduler.core_method == "cosine"
+    assert config.turbotrain.balance.free_steps == 2000
+    assert config.turbotrain.balance.balance_steps == 1000
+    assert config.comm_range == 50
+
+
+def test_opencood_habits_are_accepted(tmp_path: Path) -> None:
+    text = """
+name: x
+root_dir: /data/train
+yaml_parser: "load_point_pillar_params"
+train_params: &tp {batch_size: 2, epoches: 7}
+fusion: {core_method: IntermediateFusionDataset, args: []}
+preprocess:
+  cav_lidar_range: &range [-51.2, -25.6, -5, 51.2, 25.6, 3]
+postprocess:
+  anchor_args: {cav_lidar_range: *range, r: [0, 90], vw: 0.1}
+optimizer: {core_method: Adam, lr: 1e-4, args: {eps: 1e-10}}
+lr_scheduler: {core_method: step, step_size: 10, warmup_epoches: 1}
+"""
+    config = load_hypes(write(tmp_path, text))
+    assert config.root_dir == ("/data/train",)
+    assert config.train_params.epoches == 7
+    assert config.optimizer.lr == 1e-4
+    assert config.lr_scheduler.step_size == (10,)
+    assert config.fusion.args.proj_first is True
+
+
+def test_aliases(tmp_path: Path) -> None:
+    config = load_hypes(write(tmp_path, "train_params: {epochs: 3}\nturbotrain: {balance: {n: 5}}"))
+    assert config.train_params.epoches == 3
+    assert config.turbotrain.balance.free_steps == 5
+    with pytest.raises(UserError, match="alias are both given"):
+        load_hypes(write(tmp_path, "train_params: {epochs: 3, epoches: 4}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian_params: {}", r"run\.yaml:1: unknown key 'trian_params'.*'train_params'"),
+        ("a: 1\n", r"run\.yaml:1: unknown key 'a'"),
+        ("optimizer:\n  lrr: 1\n", r"run\.yaml:2: unknown key 'optimizer\.lrr'.*'lr'"),
+        ("optimizer: {lr: fast}", r"optimizer\.lr must be a number. Found 'fast'"),
+        ("optimizer: {lr: true}", r"optimizer\.lr must be a number. Found True"),
+        ("seed: 1.5", r"seed must be a whole number. Found 1.5"),
+        ("name: [a]", r"name must be a text"),
+        ("dataset_mode: vcc", r"must be one of 'vc'.*Did you mean 'vc'"),
+        ("preprocess: {cav_lidar_range: [1, 2]}", "must hold 6 values. Found 2"),
+        ("optimizer: 3", r"run\.yaml:1: optimizer must be a mapping"),
+        ("- a", "must be a mapping"),
+        ("yaml_parser: \"__import__('os').system('x')\"", "yaml_parser must be one of"),
+        ("data_augment: [{NAME: shear}]", r"data_augment\[0\]\.NAME must be one of"),
+    ],
+)
+def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_hypes(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.args.channels=30", "must divide model.args.channels 30"),
+        ("turbotrain.pretrain.mask.ratio=1.0", r"must lie in \[0, 1\)"),
+        ("postprocess.anchor_args.num=3", "must equal the number of yaws"),
+        ("train_params.batch_size=0", "must be at least 1"),
+        ("turbotrain.balance.free_steps=-1", "must not be negative"),
+        ("turbotrain.balance={free_steps: 0, balance_steps: 0}", "cannot both be 0"),
+        ("turbotrain.pretrain={points: {weight: 0}, occ: {weight: 0}}", "both are off"),
+        ("postprocess.target_args.neg_threshold=0.9", "neg_threshold <= pos_threshold"),
+        ("optimizer.lr=0", "lr must be positive"),
+        ("comm_range=-1", "comm_range must be positive"),
+        ("model.args.compression.ratio=7", "must be 0 or divide"),
+        ("model.args.fusion.windows=[4]", "same length"),
+    ],
+)
+def test_impossible_settings_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_hypes("turbotrain_v2xpnp.yaml", [override])
+
+
+def test_overrides_win_and_are_named_in_errors() -> None:
+    config = load_hypes("turbotrain_v2xpnp.yaml", ["optimizer.lr=1e-5", "root_dir=[a, b]"])
+    assert config.optimizer.lr == 1e-5
+    assert config.root_dir == ("a", "b")
+    with pytest.raises(UserError, match=r"^-o optimizer\.lrr=1: unknown key"):
+        load_hypes("turbotrain_v2xpnp.yaml", ["optimizer.lrr=1"])
+    with pytest.raises(UserError, match="must read key.sub=value"):
+        load_hypes("turbotrain_v2xpnp.yaml", ["optimizer"])
+
+
+def test_includes_lay_files_over_fragments(tmp_path: Path) -> None:
+    write(tmp_path, "optimizer: {lr: 1, args: {eps: 1e-3}}\nseed: 4", "a.yaml")
+    write(tmp_path, "_base_: a.yaml\noptimizer: {lr: 2}", "b.yaml")
+    config = load_hypes(write(tmp_path, "_base_: [b.yaml]\nseed: 5"))
+    assert (config.optimizer.lr, config.optimizer.args.eps, config.seed) == (2.0, 1e-3, 5)
+
+
+def test_include_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml:1: _base_ names 'gone.yaml'"):
+        load_hypes(write(tmp_path, "_base_: gone.yaml"))
+    with pytest.raises(UserError, match="includes the file itself"):
+        load_hypes(write(tmp_path, "_base_: run.yaml"))
+
+
+def test_error_inside_a_fragment_names_the_fragment(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 1\noptimizer: {lrr: 1}", "frag.yaml")
+    with pytest.raises(UserError, match=r"frag\.yaml:2: unknown key 'optimizer\.lrr'"):
+        load_hypes(write(tmp_path, "_base_: frag.yaml"))
+
+
+def test_finding_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_hypes("turbotrain_v2xpnp.yaml").parent == shipped_hypes_dir()
+    own = write(tmp_path, "seed: 9", "turbotrain_v2xpnp.yaml")
+    assert find_hypes("turbotrain_v2xpnp.yaml").resolve() == own
+    with pytest.raises(UserError, match="Did you mean 'turbotrain_v2xpnp.yaml'"):
+        find_hypes("turbotrain_v2xpn.yaml")
+    with pytest.raises(UserError, match="no hypes file"):
+        find_hypes(tmp_path / "sub" / "turbotrain_v2xpnp.yaml")
+
+
+def test_difference_lists_only_what_differs() -> None:
+    first = load_hypes("turbotrain_v2xpnp.yaml")
+    second = load_hypes("turbotrain_v2xpnp.yaml", ["seed=3"])
+    assert difference(first, second) == [("seed", 0, 3)]
+    assert difference(first, first) == []
+
+
+def test_every_key_is_explained() -> None:
+    entries = list(explain())
+    assert len(entries) > 100
+    assert all(text.endswith((".", ")")) and len(text) > 4 for _, _, text in entries)
+
+
+def test_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3  # type: ignore[misc]

@@ -1,0 +1,69 @@
+"""The `data` commands: make, verify and describe data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from turbotrain_plugin.data.inspect import root_stats, verify_root
+from turbotrain_plugin.engine.records import Progress, emit, write_json
+from turbotrain_plugin.synthetic import PRESETS, generate
+from turbotrain_plugin.errors import UserError
+
+
+class _Steps:
+    """A progress bar whose total becomes known with the first report."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Progress | None = None
+        self._done = 0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(self._title, total)
+        while self._done < done:
+            self._done += 1
+            self._bar.advance(text)
+        if done >= total:
+            self._bar.close()
+
+
+def synthesise(
+    preset: str, out: Path, *, seed: int, workers: int, tracks: Path | None, resume: bool
+) -> int:
+    """Make synthetic scenes and say where they are.
+
+    Raises:
+        UserError: For an unknown preset, a foreign folder or bad tracks.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--preset must be one of {', '.join(PRESETS)}. Found {preset!r}.")
+    root = generate(
+        preset,
+        out,
+        seed=seed,
+        workers=workers,
+        tracks=tracks,
+        resume=resume,
+        progress=_Steps("scenes"),
+    )
+    emit(f"synthetic scenes: {root}\nnext:  opencood data stats {root}")
+    return 0
+
+
+def verify(roots: list[Path], json_file: Path | None) -> int:
+    """Print the findings; exit code 1 when something is wrong."""
+    report = verify_root(roots, progress=_Steps("verify"))
+    if json_file is not None:
+        write_json(json_file, report.to_json())
+    emit(report.table())
+    return 0 if report.ok else 1
+
+
+def stats(roots: list[Path], json_file: Path | None) -> int:
+    """Print what is in the data."""
+    found = root_stats(roots)
+    if json_file is not None:
+        write_json(json_file, found.to_json())
+    emit(found.table())
+    return 0

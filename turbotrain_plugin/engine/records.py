@@ -1,0 +1,197 @@
+"""What a run leaves behind while it goes: folder, log lines, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import torch
+from tqdm import tqdm
+
+import turbotrain_plugin
+from turbotrain_plugin.config import RunConfig, to_yaml
+from turbotrain_plugin.engine.checkpoints import atomic_write
+
+LOG: Final = logging.getLogger("turbotrain_plugin")
+METRICS: Final = "metrics.jsonl"
+_PACKAGES: Final = ("torch", "numpy", "scipy", "spconv", "shapely", "matplotlib", "torchjd")
+
+
+def make_run_folder(config: RunConfig) -> Path:
+    """Create ``<log_dir>/<name>_<time>`` with config.yaml and env.json; never reuses a folder."""
+    stem = f"{config.name}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
+    parent = Path(config.turbotrain.logging.log_dir)
+    for attempt in range(100):
+        folder = parent / (stem if attempt == 0 else f"{stem}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        write_text(folder / "config.yaml", to_yaml(config))
+        write_json(folder / "env.json", environment())
+        return folder
+    raise FileExistsError(stem)
+
+
+def environment() -> dict[str, Any]:
+    """Return what somebody needs to know to repeat the run."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "turbotrain_plugin": turbotrain_plugin.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "cuda_device": cuda,
+        "packages": versions,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    atomic_write(path, lambda file: _discard(file.write(text.encode("utf-8"))))
+
+
+def _discard(_: object) -> None:
+    return None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def emit(text: str) -> None:
+    """Write a result (a table, a path) to standard output."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+class MetricsLog:
+    """Append-only ``metrics.jsonl`` that a resumed run cuts back to its checkpoint."""
+
+    def __init__(self, folder: Path, keep_bytes: int | None = None) -> None:
+        path = folder / METRICS
+        if keep_bytes is not None and path.exists():
+            with path.open("r+b") as file:
+                file.truncate(keep_bytes)
+        self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False)
+        self._file.write(line.encode("utf-8") + b"\n")
+
+    def position(self) -> int:
+        """Flush to the disk and return the size in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+class Board:
+    """TensorBoard scalars; silent when switched off or not installed."""
+
+    def __init__(self, folder: Path, *, enabled: bool, purge_step: int | None = None) -> None:
+        self._writer: Any = None
+        if not enabled:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            LOG.warning("TensorBoard is not installed; `pip install tensorboard` to get events.")
+            return
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write finite scalars."""
+        if self._writer is None:
+            return
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line now and then, so that logs stay readable."""
+
+    PLAIN_SECONDS: Final = 10.0
+
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self._title = title
+        self._total = total
+        self._done = start
+        self._begin = time.monotonic()
+        self._start = start
+        self._last = self._begin
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=title, unit="step", leave=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def advance(self, text: str) -> None:
+        """Count one step; ``text`` holds the losses."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+            return
+        now = time.monotonic()
+        if now - self._last >= self.PLAIN_SECONDS or self._done == self._total:
+            self._last = now
+            LOG.info(
+                "%s  %d/%d  ETA %s  %s", self._title, self._done, self._total, self.eta(), text
+            )
+
+    def eta(self) -> str:
+        """Return the estimated remaining time."""
+        done = max(self._done - self._start, 1)
+        seconds = (time.monotonic() - self._begin) / done * (self._total - self._done)
+        minutes, rest = divmod(round(seconds), 60)
+        return (
+            f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+            if minutes >= 60
+            else f"{minutes}:{rest:02d}"
+        )
+
+    def close(self) -> None:
+        """Finish the bar."""
+        if self._bar is not None:
+            self._bar.close()

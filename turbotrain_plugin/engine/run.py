@@ -1,0 +1,129 @@
+"""The `train` command: a run folder made or continued, trained, evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from turbotrain_plugin.config import RunConfig, difference, load_hypes
+from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine.assembly import pick_device
+from turbotrain_plugin.engine.dry_run import dry_run
+from turbotrain_plugin.engine.evaluate import evaluate_run
+from turbotrain_plugin.engine.interrupts import Interrupted
+from turbotrain_plugin.engine.records import LOG, make_run_folder
+from turbotrain_plugin.engine.trainer import Trainer
+from turbotrain_plugin.errors import UserError
+
+_MAY_CHANGE: Final = (
+    "turbotrain.data.num_workers",
+    "turbotrain.data.prefetch_factor",
+    "turbotrain.data.pin_memory",
+    "turbotrain.data.cache_dir",
+    "turbotrain.logging.",
+    "turbotrain.evaluation.pictures",
+    "turbotrain.threads",
+)
+"""Keys a resumed run may change without becoming another run."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """The options of ``opencood train``.
+
+    Attributes:
+        hypes: Hypes file, or None when a run folder says everything.
+        model_dir: Run folder to continue or start in.
+        resume: Insist on continuing.
+        overrides: ``key=value`` entries.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: Replaces the file's seed.
+        half: Mixed precision.
+        dry_run: Only say what would run.
+    """
+
+    hypes: str | None
+    model_dir: Path | None
+    resume: bool
+    overrides: Sequence[str]
+    device: str
+    seed: int | None
+    half: bool
+    dry_run: bool
+
+
+def train(request: TrainRequest) -> int:
+    """Run the command; return the exit code.
+
+    Raises:
+        UserError: On anything the user can mend.
+    """
+    device = pick_device(request.device)
+    overrides = list(request.overrides)
+    if request.seed is not None:
+        overrides.append(f"seed={request.seed}")
+    if request.half:
+        overrides.append("turbotrain.amp=bf16")
+    folder = _existing_folder(request)
+    if folder is not None:
+        config = _folder_config(folder, overrides)
+    elif request.hypes is None:
+        raise UserError("opencood train needs --hypes FILE, or --model_dir DIR to go on.")
+    else:
+        config = load_hypes(request.hypes, overrides)
+    if request.dry_run:
+        dry_run(config, device)
+        return 0
+    resume = folder is not None and (folder / checkpoints.LAST).is_file()
+    if request.resume and not resume:
+        raise UserError(f"{folder}: nothing to resume, there is no {checkpoints.LAST}.")
+    if folder is None:
+        folder = make_run_folder(config)
+    LOG.info("run folder %s, device %s", folder, device)
+    try:
+        records = Trainer(config, folder, device).run(resume=resume)
+    except Interrupted as stop:
+        LOG.warning(
+            "%s: state saved. Go on with:  opencood train --resume --model_dir %s", stop, folder
+        )
+        return stop.exit_code
+    evaluate_run(folder, device=device, stage_records=records)
+    return 0
+
+
+def _existing_folder(request: TrainRequest) -> Path | None:
+    if request.model_dir is not None:
+        if not request.model_dir.is_dir():
+            raise UserError(f"{request.model_dir}: there is no such run folder.")
+        return request.model_dir
+    if not request.resume:
+        return None
+    config = load_hypes(request.hypes) if request.hypes else RunConfig()
+    parent = Path(config.turbotrain.logging.log_dir)
+    pattern = f"{config.name}_*" if request.hypes else "*"
+    found = [path.parent for path in parent.glob(f"{pattern}/{checkpoints.LAST}")]
+    if not found:
+        raise UserError(f"{parent}: no run to resume; give its folder with --model_dir DIR.")
+    return max(found, key=lambda path: (path / checkpoints.LAST).stat().st_mtime)
+
+
+def _folder_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
+    recorded, wanted = load_hypes(file), load_hypes(file, overrides)
+    if not (folder / checkpoints.LAST).is_file():
+        return wanted
+    drift = [
+        f"{name} {was!r} -> {now!r}"
+        for name, was, now in difference(recorded, wanted)
+        if not name.startswith(_MAY_CHANGE)
+    ]
+    if drift:
+        raise UserError(
+            f"{folder}: a resumed run must keep its settings; changed: {'; '.join(drift)}. "
+            "Start a new run for that."
+        )
+    return wanted

@@ -1,0 +1,170 @@
+"""What one optimiser step does, for pretraining and for fine-tuning, each on a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
+from turbotrain_plugin.config import LossArgs, PretrainConfig
+from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.geometry.grid import BevGrid
+from turbotrain_plugin.losses import task_losses
+from turbotrain_plugin.models import CooperativeNetwork
+from turbotrain_plugin.pretraining import MaskedPretrainer
+from turbotrain_plugin.structures import Batch, TaskLosses
+
+_AMP_TYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner(Protocol):
+    """A network and what it is taught."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is trained."""
+
+    @property
+    def network(self) -> CooperativeNetwork:
+        """The network that is kept afterwards."""
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:
+        """Return the task losses of a batch."""
+
+
+class PretrainLearner:
+    """Masked reconstruction through encoder, temporal fusion and agent fusion."""
+
+    def __init__(self, network: CooperativeNetwork, grid: BevGrid, keys: PretrainConfig) -> None:
+        self.network = network
+        self.module: nn.Module = MaskedPretrainer(network, grid, keys)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:
+        """Return the reconstruction losses; ``generator`` draws the mask."""
+        losses, _ = self.module(batch, generator)
+        return losses  # type: ignore[no-any-return]
+
+
+class FinetuneLearner:
+    """Detection and prediction, end to end."""
+
+    def __init__(self, network: CooperativeNetwork, keys: LossArgs) -> None:
+        self.network = network
+        self.module: nn.Module = network
+        self._keys = keys
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:  # noqa: ARG002
+        """Return the detection and prediction losses."""
+        return task_losses(self.network(batch), batch, self._keys)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step reports.
+
+    Attributes:
+        tasks: Task name -> loss, averaged over the step's batches.
+        parts: Components of the losses.
+        taken: Whether the optimiser moved.
+        gradient_norm: Norm of all gradients after combining, before clipping.
+        record: What the balancer decided, on balanced steps.
+        culprit: The batch that was not finite, when the step was not taken.
+    """
+
+    tasks: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    taken: bool = True
+    gradient_norm: float = 0.0
+    record: BalanceRecord | None = None
+    culprit: str = ""
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
+    """Return the mixed-precision context of ``turbotrain.amp``."""
+    return torch.autocast(
+        device.type, dtype=_AMP_TYPES.get(amp, torch.bfloat16), enabled=amp in _AMP_TYPES
+    )
+
+
+def optimiser_step(
+    learner: Learner,
+    batches: Sequence[Batch],
+    balancer: GradientBalancer,
+    scaler: torch.amp.GradScaler | None,
+    *,
+    amp: str,
+    clip_norm: float,
+    generator: torch.Generator,
+) -> StepResult:
+    """Run forward and backward over the accumulated batches, then one optimiser step.
+
+    A non-finite loss or gradient leaves weights and optimiser untouched.
+    """
+    result = StepResult()
+    balancer.zero_grad(set_to_none=True)
+    for batch in batches:
+        with autocast(batch.record_len.device, amp):
+            losses = learner.losses(batch, generator)
+        _add(result, losses, 1.0 / len(batches))
+        if not all(math.isfinite(value) for value in result.tasks.values()):
+            return _refuse(result, balancer, batch, "loss")
+        shares = {name: loss / len(batches) for name, loss in losses.tasks.items()}
+        balancer.backward(shares, scaler=scaler)
+    if scaler is not None:
+        scaler.unscale_(balancer)
+    balancer.combine()
+    result.gradient_norm = _clip(balancer, clip_norm)
+    if not math.isfinite(result.gradient_norm) and scaler is None:
+        return _refuse(result, balancer, batches[-1], "gradient")
+    if scaler is None:
+        balancer.step()
+    else:
+        scaler.step(balancer)
+        scaler.update()
+        result.taken = math.isfinite(result.gradient_norm)
+    result.record = balancer.last_record if balancer.last_record is not None else None
+    return result
+
+
+def _add(result: StepResult, losses: TaskLosses, share: float) -> None:
+    for target, source in ((result.tasks, losses.tasks), (result.parts, losses.parts)):
+        for name, value in source.items():
+            target[name] = target.get(name, 0.0) + _number(value) * share
+
+
+def _number(value: Tensor) -> float:
+    return float(value.detach())
+
+
+def _refuse(result: StepResult, balancer: GradientBalancer, batch: Batch, what: str) -> StepResult:
+    balancer.zero_grad(set_to_none=True)
+    result.taken = False
+    names = ", ".join(f"{scene}/{frame:06d} (ego {ego})" for scene, frame, ego in batch.keys)
+    result.culprit = f"non-finite {what} at {names}"
+    return result
+
+
+def _clip(balancer: GradientBalancer, clip_norm: float) -> float:
+    parameters = [p for group in balancer.param_groups for p in group["params"]]
+    limit = clip_norm if clip_norm > 0 else math.inf  # inf only measures the norm
+    return _number(nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def refuse_endless(bad_in_a_row: int, limit: int, culprit: str) -> None:
+    """Stop a run that no longer learns.
+
+    Raises:
+        UserError: After ``limit`` steps in a row that were not taken.
+    """
+    if bad_in_a_row >= limit:
+        raise UserError(
+            f"{bad_in_a_row} steps in a row were not finite (last: {culprit}). "
+            "Lower the learning rate, set optimizer.clip_norm, or look at that sample with "
+            "`opencood data verify`."
+        )

@@ -1,0 +1,141 @@
+"""A run: its stages one after the other, each resumable, with weights handed on in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turbotrain_plugin.balancing import schedule_warnings
+from turbotrain_plugin.config import RunConfig
+from turbotrain_plugin.data import CooperativeDataset
+from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.interrupts import StopRequest
+from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
+from turbotrain_plugin.engine.stage_loop import Position, RunContext, StageLoop
+from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage, stages_of
+from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner
+from turbotrain_plugin.models import CooperativeNetwork
+from turbotrain_plugin.pretraining import transfer_weights
+
+
+def stage_weights(folder: Path, name: str) -> Path:
+    """Return where a finished stage leaves its network."""
+    return folder / f"stage_{name}.pth"
+
+
+class Trainer:
+    """Runs the stages of a configuration in a run folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, device: torch.device) -> None:
+        self._config = config
+        self._folder = folder
+        self._device = device
+        self.stages = stages_of(config)
+
+    def run(self, *, resume: bool) -> list[dict[str, Any]]:
+        """Train all stages and return their records.
+
+        Args:
+            resume: Go on from ``last.ckpt`` of the folder.
+
+        Raises:
+            Interrupted: When asked to stop; the state is saved.
+            UserError: On anything the user can mend.
+        """
+        prepare_torch(self._config)
+        state = checkpoints.load_run_state(self._folder / checkpoints.LAST) if resume else None
+        start = Position(**state["position"]) if state else Position()
+        with StopRequest() as stop:
+            context = self._context(stop, state)
+            try:
+                for index in range(start.stage, len(self.stages)):
+                    loop = self._stage(index, context, state if index == start.stage else None)
+                    loop.run()
+                    self._hand_on(loop, index)
+                    state = None
+            finally:
+                context.log.close()
+                context.board.close()
+        return context.stage_records
+
+    def _context(self, stop: StopRequest, state: checkpoints.State | None) -> RunContext:
+        step = int(state["position"]["global_step"]) if state else None
+        return RunContext(
+            config=self._config,
+            folder=self._folder,
+            device=self._device,
+            stop=stop,
+            log=MetricsLog(self._folder, int(state["metrics_bytes"]) if state else None),
+            board=Board(
+                self._folder,
+                enabled=self._config.turbotrain.logging.tensorboard,
+                purge_step=step,
+            ),
+            stage_records=list(state["stage_records"]) if state else [],
+        )
+
+    def _stage(self, index: int, context: RunContext, state: checkpoints.State | None) -> StageLoop:
+        stage = self.stages[index]
+        purpose = "pretrain" if stage.kind == PRETRAIN else "train"
+        train_set = build_dataset(self._config, "train", purpose)
+        validation_set = self._validation_set(stage)
+        network = build_network(self._config, train_set)
+        if state is None and stage.starts_from is not None:
+            self._transfer(stage.starts_from, network)
+        learner = self._learner(stage, network, train_set)
+        learner.module.to(self._device)
+        loop = StageLoop(stage, learner, train_set, validation_set, context)
+        loop.position.stage = index
+        if state is not None:
+            loop.restore(state)
+            at = loop.position
+            LOG.info("resuming %s at step %d (exact)", stage.name, at.stage_step)
+        elif index > 0:
+            done = sum(record["steps"] for record in context.stage_records)
+            loop.position.global_step = done
+        self._announce(loop, len(train_set))
+        return loop
+
+    def _validation_set(self, stage: Stage) -> CooperativeDataset | None:
+        if stage.kind != FINETUNE or not self._config.train_params.eval_freq:
+            return None
+        return build_dataset(self._config, "validate", "evaluate")
+
+    def _learner(
+        self, stage: Stage, network: CooperativeNetwork, dataset: CooperativeDataset
+    ) -> Learner:
+        if stage.kind == PRETRAIN:
+            return PretrainLearner(network, dataset.grid, self._config.turbotrain.pretrain)
+        return FinetuneLearner(network, self._config.loss.args)
+
+    def _transfer(self, source: str, network: CooperativeNetwork) -> None:
+        weights = checkpoints.model_weights(checkpoints.load(stage_weights(self._folder, source)))
+        report = transfer_weights(
+            weights, network, min_coverage=self._config.turbotrain.pretrain.min_coverage
+        )
+        LOG.info("%s", report.table())
+
+    def _announce(self, loop: StageLoop, samples: int) -> None:
+        stage = loop.stage
+        parameters = sum(p.numel() for p in loop.learner.module.parameters() if p.requires_grad)
+        LOG.info(
+            "stage %s: %d samples, %d epochs, %d steps of %d, %.2f M parameters",
+            stage.name,
+            samples,
+            stage.epoches,
+            loop.total_steps,
+            stage.batch_size,
+            parameters / 1e6,
+        )
+        if stage.balanced:
+            keys = self._config.turbotrain.balance
+            for warning in schedule_warnings(keys.free_steps, keys.balance_steps, loop.total_steps):
+                LOG.warning("%s", warning)
+
+    def _hand_on(self, loop: StageLoop, index: int) -> None:
+        """Leave the network of a finished stage, and a checkpoint at the start of the next."""
+        network = loop.learner.network
+        checkpoints.save(stage_weights(self._folder, loop.stage.name), network.state_dict())

@@ -1,0 +1,105 @@
+"""A network over a data set: decoded objects, metrics, and a few samples for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from turbotrain_plugin.config import RunConfig
+from turbotrain_plugin.data import CooperativeDataset, SampleKey, make_loader
+from turbotrain_plugin.engine.steps import autocast
+from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode
+from turbotrain_plugin.models import CooperativeNetwork
+from turbotrain_plugin.structures import DetectedObjects
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """Metrics of a pass, and the detections of the samples that will be drawn.
+
+    Attributes:
+        result: The metrics.
+        message_bytes: Bytes one neighbour sends per frame.
+        drawn: Sample index -> its detections.
+    """
+
+    result: EvaluationResult
+    message_bytes: int
+    drawn: dict[int, DetectedObjects] = field(default_factory=dict)
+
+
+def sample_indices(dataset: CooperativeDataset, limit: int) -> list[int]:
+    """Return the samples of a pass: all, or ``limit`` of them spread evenly."""
+    count = len(dataset)
+    if limit <= 0 or limit >= count:
+        return list(range(count))
+    return [round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)]
+
+
+def evaluate_network(
+    network: CooperativeNetwork,
+    dataset: CooperativeDataset,
+    config: RunConfig,
+    *,
+    limit: int = 0,
+    draw: int = 0,
+    on_sample: Callable[[int, int], None] | None = None,
+) -> Evaluated:
+    """Evaluate a network; it is in eval mode during the pass and as before afterwards.
+
+    Args:
+        network: On its device.
+        dataset: Made with ``purpose="evaluate"``.
+        config: The run's configuration.
+        limit: Samples at most, spread evenly (0: all).
+        draw: Samples whose detections are kept for pictures, spread evenly.
+        on_sample: Called with (done, total) after every sample.
+    """
+    indices = sample_indices(dataset, limit)
+    kept = {indices[i] for i in _spread(len(indices), draw)}
+    device = next(network.parameters()).device
+    evaluation_range = config.turbotrain.evaluation.range or config.preprocess.cav_lidar_range
+    anchors = torch.as_tensor(dataset.anchors, device=device)
+    evaluator = Evaluator(config, range_m=evaluation_range)
+    message_bytes = 0
+    drawn: dict[int, DetectedObjects] = {}
+    was_training = network.training
+    network.eval()
+    loader = make_loader(
+        torch.utils.data.Subset(dataset, indices),
+        batch_size=1,
+        epoch=0,
+        shuffle=False,
+        seed=config.seed,
+    )
+    with torch.no_grad():
+        for done, (index, batch) in enumerate(zip(indices, loader, strict=True)):
+            moved = batch.to(device)
+            with autocast(device, config.turbotrain.amp):
+                predictions = network(moved)
+            detections = decode(
+                predictions, anchors, postprocess=config.postprocess, range_m=evaluation_range
+            )
+            truths = [truth for truth in batch.truth if truth is not None]
+            if len(truths) == len(detections):
+                evaluator.update(detections, truths, batch.keys)
+            message_bytes = max(message_bytes, predictions.message_bytes)
+            if index in kept:
+                drawn[index] = detections[0]
+            if on_sample is not None:
+                on_sample(done + 1, len(indices))
+    network.train(was_training)
+    return Evaluated(evaluator.compute(), message_bytes, drawn)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Return ``wanted`` positions spread over ``count``, away from the very ends."""
+    wanted = min(wanted, count)
+    return [int((i + 0.5) * count / wanted) for i in range(wanted)]
+
+
+def raw_key(index: int) -> SampleKey:
+    """Return the key of a sample as evaluation sees it."""
+    return SampleKey(epoch=0, index=index)
