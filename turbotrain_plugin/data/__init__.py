@@ -1,0 +1,1 @@
+"""Scenario files to batches: formats, windows, augmentation, voxels, targets, loading."""

@@ -1,0 +1,202 @@
+"""The data set of a run: a split's windows, prepared for a network.
+
+A sample depends on (config.seed, epoch, index) and on nothing else: not on the number of worker
+processes, not on what was read before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from turbotrain_plugin.config import RunConfig
+from turbotrain_plugin.data.augment import augment, draw
+from turbotrain_plugin.data.clips import ClipBuilder, select_objects
+from turbotrain_plugin.data.formats import open_root
+from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
+from turbotrain_plugin.data.prepare import (
+    PreparedSample,
+    SampleMap,
+    map_cells,
+    map_tokens,
+    reconstruction_points,
+    sample_voxels,
+)
+from turbotrain_plugin.data.targets import (
+    SampleTargets,
+    anchors_from_config,
+    grid_from_config,
+    make_targets,
+)
+from turbotrain_plugin.data.tracks import has_objects
+from turbotrain_plugin.data.windows import ClipIndex, ClipOptions, Window
+from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.structures import Sample
+
+__all__ = ["CooperativeDataset", "SampleKey"]
+
+_LOG = logging.getLogger(__name__)
+
+PURPOSES: Final = ("pretrain", "train", "evaluate")
+SPLITS: Final = ("train", "validate", "test")
+
+# First words of the seeds, so that one kind of draw never repeats another (3: loader.py).
+_EGO_DRAW, _SAMPLE_DRAW = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """A sample of an epoch: what all its random draws depend on beside the seed."""
+
+    epoch: int
+    index: int
+
+
+class CooperativeDataset(Dataset[PreparedSample]):
+    """Prepared samples of one split.
+
+    Args:
+        config: Resolved hypes file.
+        roots: Folder(s) of the split.
+        split: ``train``, ``validate`` or ``test``; only named in messages.
+        purpose: ``pretrain``: augmented, random ego, current points for reconstruction, no labels
+            and no map needed. ``train``: augmented, random ego, targets. ``evaluate``: no
+            augmentation, fixed ego, the higher voxel limit, the same sample in every epoch.
+
+    Raises:
+        UserError: If the roots hold no usable scene or the keys ask for what is not offered.
+    """
+
+    def __init__(
+        self, config: RunConfig, roots: Sequence[Path], *, split: str, purpose: str
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"`split` must be one of {SPLITS}. Found {split!r}.")
+        if purpose not in PURPOSES:
+            raise ValueError(f"`purpose` must be one of {PURPOSES}. Found {purpose!r}.")
+        if not config.fusion.args.proj_first:
+            raise UserError(
+                "fusion.args.proj_first: false (warping features instead of moving points) is not "
+                "offered; expected true. Remove the key or set it to true."
+            )
+        self.config = config
+        self.split, self.purpose = split, purpose
+        self.grid = grid_from_config(config)
+        self.anchors: NDArray[np.float32] = anchors_from_config(config, self.grid)
+        data = config.turbotrain.data
+        self.reader: ScenarioReader = open_root(roots, data.format)
+        pretrain, map_args = purpose == "pretrain", config.model.args.map
+        self.options = ClipOptions.from_config(
+            config,
+            with_labels=not pretrain,
+            with_map=data.use_map and map_args.enabled and not pretrain,
+        )
+        self._cells = map_cells(self.grid, map_args.stride)
+        self._clips = ClipBuilder(self.reader, self.options)
+        train = purpose == "train"
+        self._scenes = _labelled_scenes(self.reader, roots) if train else self.reader.scenes
+        self._windows = ClipIndex(self._scenes, self.options)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, key: SampleKey) -> PreparedSample:
+        """Return the sample, voxelised and with its targets.
+
+        Raises:
+            IndexError: If ``key.index`` is not in ``range(len(self))``.
+        """
+        rng = self._rng(_SAMPLE_DRAW, key.epoch, key.index)
+        sample = self._raw(key, rng)
+        limits = self.config.preprocess.args
+        evaluate = self.purpose == "evaluate"
+        max_voxels = limits.max_voxel_test if evaluate else limits.max_voxel_train
+        return PreparedSample(
+            key=(sample.scene, sample.frame, sample.agent_ids[0]),
+            agent_types=sample.agent_types,
+            frame_valid=sample.frame_valid,
+            time_offset_s=sample.time_offset_s,
+            ego_SE3_agent=sample.ego_SE3_agent,
+            voxels=sample_voxels(sample, self.grid, limits.max_points_per_voxel, max_voxels, rng),
+            map=self._map(sample),
+            targets=self._targets(sample),
+            reconstruction=(
+                reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
+            ),
+            truth=sample.truth,
+        )
+
+    @property
+    def scene_names(self) -> tuple[str, ...]:
+        """Names of the scenes that have samples."""
+        return tuple(self._scenes[number].name for number in self._windows.scene_numbers())
+
+    def sample(self, key: SampleKey) -> Sample:
+        """Return the sample as the network sees it, with raw points in place of voxels."""
+        return self._raw(key, self._rng(_SAMPLE_DRAW, key.epoch, key.index))
+
+    def describe(self, key: SampleKey) -> str:
+        """Return the words that name a sample in messages."""
+        window = self._window(key)
+        scene = self._scenes[window.scene]
+        return f"sample {key.index} of {self.split} (scene {scene.name}, frame {window.frame})"
+
+    def _window(self, key: SampleKey) -> Window:
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"`key.index` must be below {len(self)}. Found {key.index}.")
+        return self._windows[key.index]
+
+    def _raw(self, key: SampleKey, rng: np.random.Generator) -> Sample:
+        """Return the augmented sample; ``rng`` has then been used for the augmentation only."""
+        window = self._window(key)
+        data, block = self.config.turbotrain.data, self.config.turbotrain.pretrain
+        ego_rng = None
+        if self.purpose != "evaluate" and data.train_ego == "random":
+            ego_rng = self._rng(_EGO_DRAW, key.epoch, window.scene)
+        sample = self._clips.build(self._scenes[window.scene], window.frame, ego_rng)
+        if self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment):
+            sample = augment(sample, draw(self.config.data_augment, rng))
+        return select_objects(sample, self.options)
+
+    def _rng(self, draw_kind: int, epoch: int, number: int) -> np.random.Generator:
+        # An evaluation sees the same samples whatever epoch of the training it follows.
+        epoch = 0 if self.purpose == "evaluate" else epoch
+        return np.random.default_rng([draw_kind, self.config.seed, epoch, number])
+
+    def _map(self, sample: Sample) -> SampleMap | None:
+        if sample.map is None:
+            return None
+        return map_tokens(sample.map, self._cells, self.config.model.args.map.segments)
+
+    def _targets(self, sample: Sample) -> SampleTargets | None:
+        if sample.truth is None:
+            return None
+        thresholds = self.config.postprocess.target_args
+        return make_targets(
+            sample.truth,
+            self.anchors,
+            pos_threshold=thresholds.pos_threshold,
+            neg_threshold=thresholds.neg_threshold,
+        )
+
+
+def _labelled_scenes(reader: ScenarioReader, roots: Sequence[Path]) -> tuple[SceneIndex, ...]:
+    """Return the scenes with labels; warn of the others."""
+    labelled = tuple(scene for scene in reader.scenes if has_objects(reader, scene))
+    missing = sorted({scene.name for scene in reader.scenes} - {scene.name for scene in labelled})
+    if not labelled:
+        places = ", ".join(str(root) for root in roots)
+        raise UserError(
+            f"No labelled scene in {places}: training needs `vehicles` in the YAML files, found "
+            f"none in {len(missing)} scene(s). Use such a log for pretraining, or add labels."
+        )
+    if missing:
+        _LOG.warning("Skipped %d scene(s) without labels: %s", len(missing), ", ".join(missing))
+    return labelled
