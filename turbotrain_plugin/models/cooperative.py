@@ -1,0 +1,181 @@
+"""The cooperative network: encode, fuse time, compress, fuse agents, read out.
+
+Every step is public, so that pretraining composes the same steps with other inputs and heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+
+from turbotrain_plugin.config import ModelArgs
+from turbotrain_plugin.geometry.grid import BevGrid
+from turbotrain_plugin.models._roi import roi_mask
+from turbotrain_plugin.models.fusion import FUSIONS
+from turbotrain_plugin.models.heads import DetectionHead, PredictionHead
+from turbotrain_plugin.models.layers import ConvNormReLU
+from turbotrain_plugin.models.map_encoder import MapFusion
+from turbotrain_plugin.models.message import Compressor
+from turbotrain_plugin.models.neck import BevNeck
+from turbotrain_plugin.models.temporal import TemporalFusion
+from turbotrain_plugin.structures import (
+    Batch,
+    FusionContext,
+    FusionOutput,
+    MapTokens,
+    Predictions,
+    Voxels,
+)
+
+__all__ = ["CooperativeNetwork", "Encoder"]
+
+
+class Encoder(Protocol):
+    """What a point encoder offers.
+
+    Attributes:
+        feature_width: D, the width of ``input_features`` and so of a mask token.
+        out_channels: Channels of the maps.
+    """
+
+    feature_width: int
+    out_channels: int
+
+    def input_features(self, voxels: Voxels) -> Tensor:
+        """Return (V, D), one row per voxel."""
+
+    def __call__(self, features: Tensor, coordinates: Tensor, map_count: int) -> Tensor:
+        """Return (map_count, out_channels, H, W) from features (V, D), coordinates (V, 4)."""
+
+
+class CooperativeNetwork(nn.Module):
+    """Detection and prediction from the point clouds of several agents over several frames.
+
+    Args:
+        args: ``model.args``.
+        grid: The BEV grid.
+        encoder: The point encoder, built for ``grid``.
+        hist_frames: T.
+        head_shape: Anchors per cell and future steps F.
+    """
+
+    def __init__(
+        self,
+        args: ModelArgs,
+        grid: BevGrid,
+        encoder: nn.Module,
+        *,
+        hist_frames: int,
+        head_shape: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        channels = args.channels
+        anchors, future_steps = head_shape
+        self.grid = grid
+        self.hist_frames = hist_frames
+        self.channels = channels
+        self._neck_first = args.neck.position == "pre_temporal"
+        self._map_feeds_detection = args.map.feed == "both"
+        self.encoder = encoder
+        encoded = cast(Encoder, encoder).out_channels
+        self.neck = BevNeck(args.neck, encoded if self._neck_first else channels, channels)
+        # With the neck behind fusion, the encoder's maps still have to come to C channels.
+        self.projection = None if self._neck_first else ConvNormReLU(encoded, channels)
+        self.temporal = TemporalFusion(args.temporal, channels, hist_frames)
+        ratio = args.compression.ratio
+        self.compressor = Compressor(channels, ratio) if ratio else None
+        self.fusion = FUSIONS[args.fusion.core_method](args.fusion, channels)
+        self.map_fusion = MapFusion(args.map, channels, grid) if args.map.enabled else None
+        self.detection = DetectionHead(channels, anchors)
+        self.prediction = (
+            PredictionHead(channels, anchors, future_steps) if args.prediction else None
+        )
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Return the raw head outputs for a batch."""
+        fused = self.fused_features(batch)
+        predictions = self.heads(fused.features, batch.map)
+        return replace(
+            predictions,
+            auxiliary_losses=fused.auxiliary_losses,
+            message_bytes=fused.message_bytes,
+        )
+
+    def fused_features(self, batch: Batch, voxel_features: Tensor | None = None) -> FusionOutput:
+        """Return what the heads read, (B, C, H, W), from points to the end of agent fusion.
+
+        Args:
+            batch: The batch.
+            voxel_features: (V, D) to use in place of ``voxel_features(batch.voxels)``.
+        """
+        maps = self.encode(batch.voxels, voxel_features)
+        current = self.fuse_time(maps, batch.frame_valid)
+        return self.fuse_agents(self.compress(current), self.context(batch))
+
+    def voxel_features(self, voxels: Voxels) -> Tensor:
+        """Return (V, D) inputs of the encoder, D = ``encoder.feature_width``."""
+        return cast(Encoder, self.encoder).input_features(voxels)
+
+    def encode(self, voxels: Voxels, voxel_features: Tensor | None = None) -> Tensor:
+        """Return one map per (agent, frame), (sum A * T, C, H, W)."""
+        if voxel_features is None:
+            voxel_features = self.voxel_features(voxels)
+        maps = self.encoder(voxel_features, voxels.coordinates, voxels.map_count)
+        after = self.neck if self.projection is None else self.projection
+        encoded: Tensor = after(maps)
+        return encoded
+
+    def fuse_time(self, features: Tensor, frame_valid: Tensor) -> Tensor:
+        """Return (sum A, C, H, W) from (sum A * T, C, H, W) and the valid frames (sum A, T)."""
+        fused: Tensor = self.temporal(features, frame_valid)
+        return fused
+
+    def compress(self, features: Tensor) -> Tensor:
+        """Return the maps as the receiver decodes them; the same without compression."""
+        return features if self.compressor is None else self.compressor(features)
+
+    def fuse_agents(self, features: Tensor, context: FusionContext) -> FusionOutput:
+        """Return (B, C, H, W), auxiliary losses and the bytes one neighbour sends per frame."""
+        fused: FusionOutput = self.fusion(features, context)
+        ratio = 1 if self.compressor is None else self.compressor.ratio
+        return FusionOutput(
+            features=fused.features if self._neck_first else self.neck(fused.features),
+            auxiliary_losses=fused.auxiliary_losses,
+            message_bytes=fused.message_bytes // ratio,
+        )
+
+    def heads(self, features: Tensor, map_tokens: MapTokens | None) -> Predictions:
+        """Return raw outputs for fused features (B, C, H, W); without a map that step is skipped."""
+        with_map = features
+        needs_map = self.prediction is not None or self._map_feeds_detection
+        if self.map_fusion is not None and map_tokens is not None and needs_map:
+            with_map = self.map_fusion(features, map_tokens)
+        logits, codes = self.detection(with_map if self._map_feeds_detection else features)
+        trajectories = None if self.prediction is None else self.prediction(with_map)
+        return Predictions(logits, codes, trajectories)
+
+    def context(self, batch: Batch) -> FusionContext:
+        """Return what agent fusion knows of the batch; agents without any frame see nothing."""
+        present = batch.frame_valid.any(1).view(-1, 1, 1, 1)
+        ego_SE3_agent = batch.ego_SE3_agent[:, -1]
+        return FusionContext(
+            record_len=batch.record_len,
+            agent_types=batch.agent_types,
+            roi=roi_mask(ego_SE3_agent, self.grid) & present,
+            time_offset_s=batch.time_offset_s,
+            ego_SE3_agent=ego_SE3_agent,
+        )
+
+    def shared_modules(self) -> dict[str, nn.Module]:
+        """Return the modules both tasks pass through, which pretraining hands on."""
+        shared: dict[str, nn.Module | None] = {
+            "encoder": self.encoder,
+            "projection": self.projection,
+            "neck": self.neck,
+            "temporal": self.temporal,
+            "compressor": self.compressor,
+            "fusion": self.fusion,
+        }
+        return {name: module for name, module in shared.items() if module is not None}

@@ -1,0 +1,64 @@
+"""Task heads: anchors' classes and boxes, and one trajectory per anchor."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from torch import Tensor, nn
+
+from turbotrain_plugin.models.layers import ConvNormReLU, split_last
+
+__all__ = ["DetectionHead", "PredictionHead"]
+
+BOX_CODE_SIZE: Final = 7
+PRIOR_PROBABILITY: Final = 0.01
+"""Score of every anchor at the start (RetinaNet, arXiv:1708.02002), so that the many negatives do
+not swamp the first steps. Our choice here."""
+
+
+class DetectionHead(nn.Module):
+    """(B, C, H, W) -> class logits and box codes by two 1x1 convolutions.
+
+    Args:
+        channels: C.
+        anchors: Anchors per cell.
+    """
+
+    def __init__(self, channels: int, anchors: int) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.classes = nn.Conv2d(channels, anchors, 1)
+        self.boxes = nn.Conv2d(channels, anchors * BOX_CODE_SIZE, 1)
+        if self.classes.bias is not None:
+            prior_logit = math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY))
+            nn.init.constant_(self.classes.bias, prior_logit)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 logits (B, H, W, anchors) and codes (B, H, W, anchors, 7)."""
+        logits = self.classes(features).permute(0, 2, 3, 1)
+        codes = split_last(self.boxes(features).permute(0, 2, 3, 1), self.anchors)
+        return logits.float(), codes.float()
+
+
+class PredictionHead(nn.Module):
+    """(B, C, H, W) -> one trajectory per anchor: offsets in metres from the centre at t = 0.
+
+    A 3x3 convolution with ReLU, then 1x1. One mode and this layout are our choice.
+
+    Args:
+        channels: C.
+        anchors: Anchors per cell.
+        future_steps: F.
+    """
+
+    def __init__(self, channels: int, anchors: int, future_steps: int) -> None:
+        super().__init__()
+        self._layout = (anchors, future_steps)
+        self.hidden = ConvNormReLU(channels, channels)
+        self.offsets = nn.Conv2d(channels, anchors * future_steps * 2, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return float32 (B, H, W, anchors, F, 2)."""
+        offsets = self.offsets(self.hidden(features)).permute(0, 2, 3, 1)
+        return split_last(offsets, *self._layout).float()
