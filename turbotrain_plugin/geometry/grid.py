@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +68,31 @@ class BevGrid:
         x = self.range_m[0] + (np.arange(self.width) + 0.5) * cell_x
         y = self.range_m[1] + (np.arange(self.height) + 0.5) * cell_y
         return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
+
+
+def roi_mask(ego_SE3_agent: Tensor, grid: BevGrid) -> Tensor:
+    """Return (N, 1, H, W) bool: the cells of the ego's grid that agents have inside their own.
+
+    A cell counts when its centre, at the height of the ego's sensor, lies inside the agent's x, y
+    range after it is moved to the agent's frame. The range need not be symmetric.
+
+    Args:
+        ego_SE3_agent: (N, 4, 4) agent LiDAR frame to ego LiDAR frame.
+        grid: Grid of the ego, and of every agent.
+
+    Raises:
+        ValueError: When ``ego_SE3_agent`` has another shape.
+    """
+    if ego_SE3_agent.ndim != 3 or ego_SE3_agent.shape[1:] != (4, 4):
+        raise ValueError(
+            f"`ego_SE3_agent` must have shape (N, 4, 4). Found {tuple(ego_SE3_agent.shape)}."
+        )
+    # float64, so that every device gives the same mask.
+    poses = ego_SE3_agent.detach().double()
+    centres = torch.from_numpy(grid.cell_centres()).to(poses)
+    flat = torch.nn.functional.pad(centres.reshape(-1, 2), (0, 1))
+    # Row vectors: (p - t) R is R^T (p - t), the inverse of a rigid transform.
+    in_agent = (flat - poses[:, None, :3, 3]) @ poses[:, :3, :3]
+    low, high = poses.new_tensor(grid.range_m[:2]), poses.new_tensor(grid.range_m[3:5])
+    inside = ((in_agent[..., :2] >= low) & (in_agent[..., :2] <= high)).all(dim=-1)
+    return inside.reshape(-1, 1, grid.height, grid.width)
