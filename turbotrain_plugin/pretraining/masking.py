@@ -51,7 +51,7 @@ def mask_columns(
     keys = torch.rand(map_count * cells, generator=generator, device=generator.device)
     if ratio == 0 or not len(coordinates):
         return torch.zeros(len(coordinates), dtype=torch.bool, device=coordinates.device)
-    columns, column_of_voxel = column_index(coordinates, grid).unique(return_inverse=True)
+    columns, column_of_voxel = torch.unique(column_index(coordinates, grid), return_inverse=True)
     map_index = columns // cells
     held = torch.bincount(map_index, minlength=map_count)
     # Distinct columns come sorted by map, so sorting map + key in [0, 1) shuffles within maps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,15 +97,18 @@ class MaskedPretrainer(nn.Module):
         # A cell whose points all lie outside the range has nothing to rebuild.
         region &= occupied.any(dim=1).view_as(region)
         losses = TaskLosses({}, {"region_cells": region.sum()})
-        output = Reconstruction(
-            points=self._rebuild_points(features, points, region, generator, losses),
-            occupancy=self._rebuild_occupancy(features, occupied, region, generator, losses),
-            region=region,
-            masked=masked,
-        )
+        predicted = logits = None
+        if self.point_head is not None:
+            predicted, loss = self._rebuild_points(features, points, region, generator)
+            losses.tasks["points"] = self._config.points.weight * loss
+            losses.parts["chamfer"] = loss.detach()
+        if self.occupancy_head is not None:
+            logits, loss = self._rebuild_occupancy(features, occupied, region, generator)
+            losses.tasks["occupancy"] = self._config.occ.weight * loss
+            losses.parts["focal"] = loss.detach()
         if auxiliary:
             losses.tasks["auxiliary"] = torch.stack(list(auxiliary.values())).sum()
-        return losses, output
+        return losses, Reconstruction(predicted, logits, region, masked)
 
     def fused_features(self, batch: Batch, masked: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what the heads read, (B, C, H, W), and the auxiliary losses of the fusion.
@@ -123,32 +126,28 @@ class MaskedPretrainer(nn.Module):
         return fused.features, fused.auxiliary_losses
 
     def _encode(self, voxels: Voxels, masked: Tensor) -> Tensor:
+        seen = (~masked).nonzero().squeeze(1)
         visible = Voxels(
-            points=voxels.points[~masked],
-            coordinates=voxels.coordinates[~masked],
-            point_counts=voxels.point_counts[~masked],
+            points=voxels.points[seen],
+            coordinates=voxels.coordinates[seen],
+            point_counts=voxels.point_counts[seen],
             map_count=voxels.map_count,
         )
         if self.mask_token is None:
             return self.network.encode(visible)
         # Hidden points never enter the network, not even through a BatchNorm of the point encoder.
-        seen = self.network.voxel_features(visible)
-        features = self.mask_token.to(seen.dtype).expand(len(masked), -1).clone()
-        features[~masked] = seen
+        visible_features = self.network.voxel_features(visible)
+        token = self.mask_token.to(visible_features.dtype)
+        features = token.expand(len(masked), -1).index_copy(0, seen, visible_features)
         return self.network.encode(voxels, features)
 
     def _rebuild_points(
-        self,
-        features: Tensor,
-        points: CellPoints,
-        region: Tensor,
-        generator: torch.Generator,
-        losses: TaskLosses,
-    ) -> Tensor | None:
-        if self.point_head is None:
-            return None
+        self, features: Tensor, points: CellPoints, region: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, H, W, Q, 3) predictions and the Chamfer loss over the region."""
         keys = self._config.points
-        predicted: Tensor = self.point_head(features).unflatten(-1, (keys.count, 3))
+        head = cast(ReconstructionHead, self.point_head)
+        predicted: Tensor = head(features).unflatten(-1, (keys.count, 3))
         targets = choose_points(points, region, keys.max_targets, generator, z_scale=keys.z_scale)
         loss = chamfer_loss(
             predicted.flatten(0, 2)[targets.cell],
@@ -157,27 +156,17 @@ class MaskedPretrainer(nn.Module):
             distance=keys.chamfer,
             pool=keys.pool,
         )
-        losses.tasks["points"] = keys.weight * loss
-        losses.parts["chamfer"] = loss.detach()
-        return predicted
+        return predicted, loss
 
     def _rebuild_occupancy(
-        self,
-        features: Tensor,
-        occupied: Tensor,
-        region: Tensor,
-        generator: torch.Generator,
-        losses: TaskLosses,
-    ) -> Tensor | None:
-        if self.occupancy_head is None:
-            return None
-        keys = self._config.occ
-        logits: Tensor = self.occupancy_head(features)
+        self, features: Tensor, occupied: Tensor, region: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, H, W, bins) logits and their loss over region and random empty cells."""
+        head = cast(ReconstructionHead, self.occupancy_head)
+        logits: Tensor = head(features)
         cells = region.view(-1).nonzero().squeeze(1)
-        wanted = round(keys.empty_ratio * len(cells))
+        wanted = round(self._config.occ.empty_ratio * len(cells))
         empty = choose_empty(occupied.any(dim=1), wanted, generator)
         supervised = torch.cat([cells, empty])
         loss = occupancy_loss(logits.flatten(0, 2)[supervised], occupied[supervised], self._focal)
-        losses.tasks["occupancy"] = keys.weight * loss
-        losses.parts["focal"] = loss.detach()
-        return logits
+        return logits, loss

@@ -119,7 +119,9 @@ def choose_points(
     cell, offset = points.cell[wanted], points.offset[wanted]
     keys = torch.rand(len(cell), generator=generator, device=generator.device)
     order = (cell.double() + keys.to(cell.device).double()).argsort(stable=True)
-    cells, row, held = cell[order].unique_consecutive(return_inverse=True, return_counts=True)
+    cells, row, held = torch.unique_consecutive(
+        cell[order], return_inverse=True, return_counts=True
+    )
     rank = torch.arange(len(order), device=order.device) - (held.cumsum(0) - held)[row]
     kept = rank < max_points
     xyz = offset.new_zeros(len(cells), max_points, 3)
