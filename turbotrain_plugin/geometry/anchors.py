@@ -116,13 +116,13 @@ def assign_anchors(
         )
     best = np.zeros(anchors.shape[:3])
     owner = np.zeros(anchors.shape[:3], dtype=np.int64)
-    claims: dict[tuple[int, ...], tuple[float, int]] = {}
+    claims: dict[tuple[int, int, int], tuple[float, int]] = {}
     for box, rows, columns, overlap in _overlaps(anchors, boxes):
         better = overlap > best[rows, columns]
         best[rows, columns][better] = overlap[better]
         owner[rows, columns][better] = box
         peak = np.unravel_index(int(overlap.argmax()), overlap.shape)
-        place = (rows.start + int(peak[0]), columns.start + int(peak[1]), int(peak[2]))
+        place = (int(rows.start + peak[0]), int(columns.start + peak[1]), int(peak[2]))
         value = float(overlap[peak])
         if value > claims.get(place, (0.0, -1))[0]:
             claims[place] = (value, box)
@@ -171,4 +171,4 @@ def _shared(
     centre: NDArray[np.float64], half: NDArray[np.float64], low: float, high: float
 ) -> NDArray[np.float64]:
     length = np.minimum(centre + half, high) - np.maximum(centre - half, low)
-    return np.maximum(length, 0.0)
+    return np.asarray(np.maximum(length, 0.0))

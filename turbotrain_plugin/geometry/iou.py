@@ -119,8 +119,10 @@ def _hulls(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _iou_of_pairs(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
     parts = [
-        _iou_of_chunk(a[i].double(), b[j].double())
-        for i, j in zip(first.split(_CHUNK), second.split(_CHUNK), strict=True)
+        _iou_of_chunk(
+            a[first[start : start + _CHUNK]].double(), b[second[start : start + _CHUNK]].double()
+        )
+        for start in range(0, len(first), _CHUNK)
     ]
     return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
 
