@@ -147,7 +147,10 @@ def _make_truth(
 def _moved(
     centre: NDArray[np.float64], velocity: NDArray[np.float64], times_s: NDArray[Any]
 ) -> NDArray[np.float32]:
-    return (centre[:, None] + velocity[:, None] * times_s[None, :, None]).astype(np.float32)
+    moved: NDArray[np.float32] = (
+        centre[:, None] + velocity[:, None] * times_s[None, :, None]
+    ).astype(np.float32)
+    return moved
 
 
 def _make_voxels(

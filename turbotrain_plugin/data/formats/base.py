@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from turbotrain_plugin.data.vector_map import VectorMap
 from turbotrain_plugin.structures import AgentFrame
 
-__all__ = ["AgentFrames", "ScenarioReader", "SceneIndex"]
+__all__ = ["AgentFrames", "ReaderType", "ScenarioReader", "SceneIndex"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,16 @@ class ScenarioReader(Protocol):
         Raises:
             UserError: When the map file is damaged or unsafe.
         """
+        ...
+
+
+class ReaderType(Protocol):
+    """How a reader class is called."""
+
+    def __call__(
+        self, roots: Sequence[Path], *, split: str | None = None, cache_dir: Path | None = None
+    ) -> ScenarioReader:
+        """Return a reader over dataset roots or split folders; see ``open_root``."""
         ...
 
 
