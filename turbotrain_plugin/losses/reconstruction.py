@@ -66,12 +66,12 @@ def chamfer_loss(
     target = target.to(predicted.dtype)
     to_target, to_predicted = nearest_pairs(predicted, target, counts, distance=distance)
     forward = _distance(predicted - _rows(target, to_target), distance)
-    backward = _distance(_rows(predicted, to_predicted) - target, distance)
     padded = torch.arange(target.shape[1], device=counts.device) >= counts[:, None]
-    backward_sum = backward.masked_fill(padded, 0.0).sum(dim=1)
+    difference = (_rows(predicted, to_predicted) - target).masked_fill(padded[..., None], 0.0)
+    backward = _distance(difference, distance)
     if pool == "all":
-        return forward.mean() + backward_sum.sum() / counts.sum()
-    return (forward.mean(dim=1) + backward_sum / counts).mean()
+        return forward.mean() + backward.sum() / counts.sum()
+    return (forward.mean(dim=1) + backward.sum(dim=1) / counts).mean()
 
 
 @torch.no_grad()
