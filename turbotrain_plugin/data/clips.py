@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -80,8 +81,8 @@ class ClipBuilder:
     def __init__(self, reader: ScenarioReader, options: ClipOptions) -> None:
         self._reader = reader
         self._options = options
-        self._segments: dict[str, WorldSegments | None] = {}
-        self._labelled: dict[str, bool] = {}
+        self._segments: dict[Path, WorldSegments | None] = {}
+        self._labelled: dict[Path, bool] = {}
 
     def build(
         self, scene: SceneIndex, frame: int, rng: np.random.Generator | None = None
@@ -199,9 +200,9 @@ class ClipBuilder:
         )
 
     def _is_labelled(self, scene: SceneIndex) -> bool:
-        if scene.name not in self._labelled:
-            self._labelled[scene.name] = has_objects(self._reader, scene)
-        return self._labelled[scene.name]
+        if scene.folder not in self._labelled:
+            self._labelled[scene.folder] = has_objects(self._reader, scene)
+        return self._labelled[scene.folder]
 
     def _tracks(
         self,
@@ -239,10 +240,10 @@ class ClipBuilder:
     def _map(self, scene: SceneIndex, ego_SE3_world: NDArray[np.float64]) -> MapSegments | None:
         if not self._options.with_map:
             return None
-        if scene.name not in self._segments:
+        if scene.folder not in self._segments:
             read = self._reader.read_map(scene)
-            self._segments[scene.name] = None if read is None else segments(read)
-        world = self._segments[scene.name]
+            self._segments[scene.folder] = None if read is None else segments(read)
+        world = self._segments[scene.folder]
         return None if world is None else segments_in_ego(world, ego_SE3_world)
 
 

@@ -64,8 +64,8 @@ class CooperativeDataset(Dataset[PreparedSample]):
 
     Args:
         config: Resolved hypes file.
-        roots: Folder(s) of the split.
-        split: ``train``, ``validate`` or ``test``; only named in messages.
+        roots: Folder(s) of the split, or roots that hold it.
+        split: ``train``, ``validate`` or ``test``: what is read of a root that holds several.
         purpose: ``pretrain``: augmented, random ego, current points for reconstruction, no labels
             and no map needed. ``train``: augmented, random ego, targets. ``evaluate``: no
             augmentation, fixed ego, the higher voxel limit, the same sample in every epoch.
@@ -91,7 +91,12 @@ class CooperativeDataset(Dataset[PreparedSample]):
         self.grid = grid_from_config(config)
         self.anchors: NDArray[np.float32] = anchors_from_config(config, self.grid)
         data = config.turbotrain.data
-        self.reader: ScenarioReader = open_root(roots, data.format)
+        self.reader: ScenarioReader = open_root(
+            roots,
+            data.format,
+            split=split,
+            cache_dir=Path(data.cache_dir) if data.cache_dir else None,
+        )
         pretrain, map_args = purpose == "pretrain", config.model.args.map
         self.options = ClipOptions.from_config(
             config,
@@ -189,6 +194,7 @@ class CooperativeDataset(Dataset[PreparedSample]):
 
 def _labelled_scenes(reader: ScenarioReader, roots: Sequence[Path]) -> tuple[SceneIndex, ...]:
     """Return the scenes with labels; warn of the others."""
+    _LOG.info("Reading the labels of %d scene(s); slow only the first time", len(reader.scenes))
     labelled = tuple(scene for scene in reader.scenes if has_objects(reader, scene))
     missing = sorted({scene.name for scene in reader.scenes} - {scene.name for scene in labelled})
     if not labelled:
