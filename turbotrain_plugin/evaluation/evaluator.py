@@ -144,8 +144,8 @@ class Evaluator:
                 f"Scene {key[0]!r}, frame {key[1]}, ego {key[2]} has no labels and cannot be "
                 "evaluated; name a labelled split."
             )
-        _check_detected(detected, truth, key)
         _check_truth(truth, key)
+        _check_detected(detected, truth, key)
         detected = _select_detected(detected, self._inside(detected.boxes))
         truth = _select_truth(truth, self._inside(truth.boxes))
         pairs = MATCHERS[self._match](detected.boxes, truth.boxes)

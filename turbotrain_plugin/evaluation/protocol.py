@@ -20,10 +20,10 @@ RECORDING_HZ: Final = 10.0
 """Rate of the frame grid of a recording."""
 
 EGO_RULES: Final = {
-    "vc": "vehicles, then roadside units; ids sorted as text; the first is the ego",
-    "ic": "roadside units, then vehicles; ids sorted as text; the first is the ego",
-    "v2v": "vehicles only; ids sorted as text; the first is the ego",
-    "i2i": "roadside units only; ids sorted as text; the first is the ego",
+    "vc": "vehicles, then roadside units; ids sorted as text; the first with points is the ego",
+    "ic": "roadside units, then vehicles; ids sorted as text; the first with points is the ego",
+    "v2v": "vehicles only; ids sorted as text; the first with points is the ego",
+    "i2i": "roadside units only; ids sorted as text; the first with points is the ego",
 }
 """Who is the ego in evaluation, by ``dataset_mode``."""
 
