@@ -28,7 +28,14 @@ from turbotrain_plugin.geometry.boxes import wrap_angle
 from turbotrain_plugin.geometry.poses import pose_to_matrix
 from turbotrain_plugin.structures import AgentFrame, UserError
 
-__all__ = ["V2XPnPSeqReader", "index_scene", "read_cloud", "read_label_frame", "split_folders"]
+__all__ = [
+    "V2XPnPSeqReader",
+    "index_scene",
+    "read_cloud",
+    "read_label_frame",
+    "scene_folders",
+    "split_folders",
+]
 
 _SPLIT: Final = re.compile(r"(train|validate|val|test)\d*", re.ASCII)
 _AGENT: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
@@ -66,13 +73,27 @@ def split_folders(root: Path, split: str | None = None) -> list[Path]:
     return wanted
 
 
+def scene_folders(split_folder: Path) -> list[Path]:
+    """Return the scenario folders of a split folder, damaged ones included.
+
+    Raises:
+        UserError: When there is none, or the folder is itself a scenario.
+    """
+    folders = _subfolders(split_folder)
+    with_agents = [path for path in folders if any(map(_is_agent, _subfolders(path)))]
+    if not with_agents and any(map(_is_agent, folders)):
+        raise UserError(f"{split_folder}: is a single scene. Give the folder that holds it.")
+    if not with_agents:
+        raise UserError(
+            f"{split_folder}: no scenes found; expected <scenario>/<agent>/<frame>.yaml and .bin "
+            "below it, agents being whole numbers."
+        )
+    return folders
+
+
 def index_scene(folder: Path) -> SceneIndex:
     """Return which agents and frames a scene folder holds; empty agents included."""
-    agents = {
-        int(path.name): _agent_frames(path)
-        for path in _subfolders(folder)
-        if _AGENT.fullmatch(path.name)
-    }
+    agents = {int(p.name): _agent_frames(p) for p in filter(_is_agent, _subfolders(folder))}
     order = sorted(agents, key=lambda agent_id: (agent_id < 0, abs(agent_id)))
     return SceneIndex(
         name=folder.name,
@@ -85,6 +106,10 @@ def index_scene(folder: Path) -> SceneIndex:
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
+
+
+def _is_agent(folder: Path) -> bool:
+    return _AGENT.fullmatch(folder.name) is not None
 
 
 def _split_name(folder: Path) -> str:
@@ -306,14 +331,7 @@ class V2XPnPSeqReader:
 
 
 def _checked_scenes(folder: Path) -> list[SceneIndex]:
-    scenes = [index_scene(path) for path in _subfolders(folder)]
-    if any(_AGENT.fullmatch(scene.name) and not scene.agents for scene in scenes):
-        raise UserError(f"{folder}: is a single scene. Give the split folder that holds it.")
-    if not any(scene.agents for scene in scenes):
-        raise UserError(
-            f"{folder}: no scenes found; expected <scenario>/<agent>/<frame>.yaml and .bin below "
-            "it, agents being whole numbers."
-        )
+    scenes = [index_scene(path) for path in scene_folders(folder)]
     for scene in scenes:
         if not any(frames.cloud_frames for frames in scene.agents.values()):
             raise UserError(

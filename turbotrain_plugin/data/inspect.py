@@ -1,0 +1,157 @@
+"""Look a dataset over before hours of training: what is wrong with it, and what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turbotrain_plugin.data.formats.base import SceneIndex
+from turbotrain_plugin.data.formats.v2xpnp_seq import index_scene, scene_folders, split_folders
+from turbotrain_plugin.data.root_stats import ClassStats, RootStats, SplitStats, root_stats
+from turbotrain_plugin.data.scene_checks import Finding, SceneCheck, check_scene
+
+__all__ = [
+    "ClassStats",
+    "Finding",
+    "Progress",
+    "RootStats",
+    "SplitStats",
+    "VerifyReport",
+    "root_stats",
+    "verify_root",
+]
+
+Progress = Callable[[int, int, str], None]
+"""Called with scenes done, scenes in all, and the name of the scene begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What ``verify_root`` found.
+
+    Attributes:
+        roots: Folders as given.
+        scenes: Scenes looked at.
+        label_files: Label files read without error.
+        clouds_read: Clouds read whole.
+        points_outside_z: Share of points outside ``z_range_m``, of the clouds read.
+        z_range_m: The z range meant.
+        ground_gap_m: Median over scenes of how far two agents disagree on the height of the ground;
+            None where no two agents see the same ground.
+        worst_ground_gap_m: The largest of any scene.
+        findings: Errors first.
+    """
+
+    roots: tuple[str, ...]
+    scenes: int
+    label_files: int
+    clouds_read: int
+    points_outside_z: float
+    z_range_m: tuple[float, float]
+    ground_gap_m: float | None
+    worst_ground_gap_m: float | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing was found that training would stumble over."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return {"ok": self.ok, **dataclasses.asdict(self)}
+
+    def table(self, limit: int = 50) -> str:
+        """Return the report as text.
+
+        Args:
+            limit: Findings that are listed; the rest is counted.
+        """
+        low, high = self.z_range_m
+        kinds = Counter(finding.severity for finding in self.findings)
+        lines = [
+            f"scenes            {self.scenes}",
+            f"label files       {self.label_files}",
+            f"clouds read       {self.clouds_read}",
+            f"points outside z  {self.points_outside_z:.1%} (z in [{low:g}, {high:g}] m)",
+            f"ground agreement  {_metres(self.ground_gap_m)} median, "
+            f"{_metres(self.worst_ground_gap_m)} worst scene",
+            f"findings          {kinds['error']} errors, {kinds['warning']} warnings",
+        ]
+        for finding in self.findings[:limit]:
+            agent = "" if finding.agent is None else f" agent {finding.agent}"
+            frame = "" if finding.frame is None else f" frame {finding.frame:06d}"
+            place = f"{finding.scene}{agent}{frame}"
+            lines.append(f"{finding.severity:<8}{place}: {finding.message}")
+        if len(self.findings) > limit:
+            lines.append(f"... and {len(self.findings) - limit} more")
+        return "\n".join(lines)
+
+
+def verify_root(
+    roots: Sequence[Path],
+    *,
+    progress: Progress | None = None,
+    cloud_stride: int = 10,
+    z_range_m: tuple[float, float] = (-5.0, 3.0),
+) -> VerifyReport:
+    """Check every scene of dataset folders; reads only, and never uses the label cache.
+
+    Args:
+        roots: Roots or split folders, as for ``open_root``.
+        progress: Called before every scene, and once at the end.
+        cloud_stride: Read every n-th cloud whole (all of them are checked for their size).
+        z_range_m: Heights in the LiDAR frame that the model will look at.
+
+    Raises:
+        UserError: When a folder is missing or holds no scene; damaged scenes are findings instead.
+    """
+    folders = [folder for root in roots for folder in split_folders(Path(root))]
+    scenes = [index_scene(path) for folder in folders for path in scene_folders(folder)]
+    checks: list[SceneCheck] = []
+    for done, scene in enumerate(scenes):
+        if progress is not None:
+            progress(done, len(scenes), scene.name)
+        checks.append(check_scene(scene, cloud_stride=cloud_stride, z_range_m=z_range_m))
+    if progress is not None:
+        progress(len(scenes), len(scenes), "")
+    findings = [*_overlaps(scenes), *(finding for check in checks for finding in check.findings)]
+    points = sum(check.points for check in checks)
+    gaps = [float(np.median(c.ground_gaps_m)) for c in checks if c.ground_gaps_m]
+    return VerifyReport(
+        roots=tuple(str(root) for root in roots),
+        scenes=len(scenes),
+        label_files=sum(check.label_files for check in checks),
+        clouds_read=sum(check.clouds_read for check in checks),
+        points_outside_z=sum(check.points_outside_z for check in checks) / max(points, 1),
+        z_range_m=z_range_m,
+        ground_gap_m=float(np.median(gaps)) if gaps else None,
+        worst_ground_gap_m=max(gaps, default=None),
+        findings=tuple(sorted(findings, key=lambda finding: finding.severity != "error")),
+    )
+
+
+def _overlaps(scenes: Sequence[SceneIndex]) -> list[Finding]:
+    """Find scenes that appear twice: in two splits (the test set leaks), or twice in one."""
+    places: dict[str, list[SceneIndex]] = defaultdict(list)
+    for scene in scenes:
+        places[scene.name].append(scene)
+    return [
+        Finding("error", name, None, None, f"the scene is in {_listed(found)}: splits overlap")
+        for name, found in places.items()
+        if len(found) > 1
+    ]
+
+
+def _listed(scenes: Sequence[SceneIndex]) -> str:
+    return " and ".join(str(scene.folder.parent) for scene in scenes)
+
+
+def _metres(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} m"
