@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.data.formats import ScenarioReader, SceneIndex, open_root
-from turbotrain_plugin.geometry.boxes import count_points, transform_boxes
-from turbotrain_plugin.geometry.poses import invert_rigid
+from turbotrain_plugin.geometry.boxes import count_points
+from turbotrain_plugin.geometry.poses import transform_points
 from turbotrain_plugin.structures import AgentFrame
 
 __all__ = ["ClassStats", "RootStats", "SplitStats", "root_stats"]
@@ -222,6 +222,7 @@ def _count_clouds(
 
 
 def _points_per_box(labels: AgentFrame, points: NDArray[np.float32]) -> list[int]:
-    own = transform_boxes(invert_rigid(labels.world_SE3_lidar), labels.world_boxes)
-    counts: list[int] = count_points(points, own).tolist()
+    # In the world, where boxes stand upright: a tilted sensor's frame would tilt them.
+    world = transform_points(labels.world_SE3_lidar, points.astype(np.float64))
+    counts: list[int] = count_points(world, labels.world_boxes).tolist()
     return counts

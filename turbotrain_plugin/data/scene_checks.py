@@ -289,7 +289,8 @@ def ground_gap_m(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None
     low_a, low_b = _lowest(a), _lowest(b)
     if not len(low_a) or not len(low_b):
         return None
-    distance, row = cKDTree(low_b[:, :2]).query(low_a[:, :2], distance_upper_bound=_GROUND_MATCH_M)
+    found = cKDTree(low_b[:, :2]).query(low_a[:, :2], distance_upper_bound=_GROUND_MATCH_M)
+    distance, row = np.asarray(found[0]), np.asarray(found[1])
     shared = np.isfinite(distance)
     if shared.sum() < 20:
         return None
@@ -300,8 +301,9 @@ def _near(
     points: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the points within the ground radius of both sensors."""
-    reach = [np.linalg.norm(points[:, :2] - at, axis=1) for at in (first, second)]
-    return points[np.maximum(*reach) < _GROUND_RADIUS_M]
+    near_first = np.linalg.norm(points[:, :2] - first, axis=1) < _GROUND_RADIUS_M
+    near_second = np.linalg.norm(points[:, :2] - second, axis=1) < _GROUND_RADIUS_M
+    return points[near_first & near_second]
 
 
 def _lowest(points: NDArray[np.float64]) -> NDArray[np.float64]:
