@@ -7,8 +7,10 @@ from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.models.cooperative import CooperativeNetwork, Encoder
 from turbotrain_plugin.models.fusion import FUSIONS, AgentFusion
 from turbotrain_plugin.models.pillars import PillarEncoder
+from turbotrain_plugin.models.second import SecondEncoder
+from turbotrain_plugin.models.spconv_support import SelfTest, spconv_self_test
 
-ENCODERS: Final = {"pillars": PillarEncoder}
+ENCODERS: Final = {"second": SecondEncoder, "pillars": PillarEncoder}
 """``model.args.encoder.core_method`` -> class, called with the keys, the grid and C."""
 
 
@@ -45,5 +47,8 @@ __all__ = [
     "CooperativeNetwork",
     "Encoder",
     "PillarEncoder",
+    "SecondEncoder",
+    "SelfTest",
     "build_model",
+    "spconv_self_test",
 ]

@@ -11,8 +11,7 @@ from typing import Protocol, cast
 from torch import Tensor, nn
 
 from turbotrain_plugin.config import ModelArgs
-from turbotrain_plugin.geometry.grid import BevGrid
-from turbotrain_plugin.models._roi import roi_mask
+from turbotrain_plugin.geometry.grid import BevGrid, roi_mask
 from turbotrain_plugin.models.fusion import FUSIONS
 from turbotrain_plugin.models.heads import DetectionHead, PredictionHead
 from turbotrain_plugin.models.layers import ConvNormReLU
@@ -147,7 +146,7 @@ class CooperativeNetwork(nn.Module):
         )
 
     def heads(self, features: Tensor, map_tokens: MapTokens | None) -> Predictions:
-        """Return raw outputs for fused features (B, C, H, W); without a map that step is skipped."""
+        """Return raw outputs for fused features (B, C, H, W); without map, no map step."""
         with_map = features
         needs_map = self.prediction is not None or self._map_feeds_detection
         if self.map_fusion is not None and map_tokens is not None and needs_map:

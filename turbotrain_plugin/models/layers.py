@@ -96,7 +96,7 @@ def head_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
 def weigh_values(weights: Tensor, values: Tensor) -> Tensor:
     """Return (..., C) values (..., C) times their heads' weights (..., heads)."""
     split = split_last(values, weights.shape[-1])
-    return (split * weights.to(values.dtype).unsqueeze(-1)).flatten(-2)
+    return torch.flatten(split * weights.to(values.dtype).unsqueeze(-1), -2)
 
 
 def masked_softmax(scores: Tensor, visible: Tensor, dim: int) -> Tensor:

@@ -141,7 +141,8 @@ class MapFusion(nn.Module):
         rows, columns = nearest.shape[1:3]
         y = self._grid.range_m[1] + (torch.arange(rows, device=nearest.device) + 0.5) * cell_y
         x = self._grid.range_m[0] + (torch.arange(columns, device=nearest.device) + 0.5) * cell_x
-        return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
+        return torch.stack([grid_x, grid_y], dim=-1)
 
     def _attend(self, cells: Tensor, lanes: Tensor, present: Tensor) -> Tensor:
         tokens = self.norm(torch.cat([cells.unsqueeze(-2), lanes.to(cells.dtype)], dim=-2))
