@@ -104,7 +104,9 @@ def test_hold_stops_where_the_recording_does() -> None:
 def test_many_rows_are_independent() -> None:
     one, one_valid = track(0.0, None, 2.0, None)
     two, two_valid = track(None, None, 4.0, 5.0)
-    positions, valid = fill_gaps(np.concatenate([one, two]), np.concatenate([one_valid, two_valid]), 1)
+    positions, valid = fill_gaps(
+        np.concatenate([one, two]), np.concatenate([one_valid, two_valid]), 1
+    )
     assert valid.tolist() == [[True, True, True, False], [False, False, True, True]]
     assert positions[0, 1, 0] == 1.0
     assert positions[1, 0, 0] == 0.0
