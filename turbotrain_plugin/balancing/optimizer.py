@@ -50,8 +50,8 @@ class GradientBalancer(Optimizer):
     :class:`HybridSchedule`; all micro-batches of one step (``backward`` called several times before
     ``step``) are of one kind, and the decision is taken over their summed gradients.
 
-    ``param_groups``, ``state`` and ``defaults`` are those of the wrapped optimiser, so schedulers of
-    the learning rate, ``GradScaler`` and clipping work on either. After ``backward`` every ``.grad``
+    ``param_groups``, ``state`` and ``defaults`` are those of the wrapped optimiser, so learning
+    rate schedulers, ``GradScaler`` and clipping work on either. After ``backward`` every ``.grad``
     is what ``step`` will use. A step whose losses or gradients are not finite is not taken:
     parameters, optimiser state and schedule stay, and :attr:`last_record` says why.
 
