@@ -303,7 +303,8 @@ def _near(
     """Return the points within the ground radius of both sensors."""
     near_first = np.linalg.norm(points[:, :2] - first, axis=1) < _GROUND_RADIUS_M
     near_second = np.linalg.norm(points[:, :2] - second, axis=1) < _GROUND_RADIUS_M
-    return points[near_first & near_second]
+    near: NDArray[np.float64] = points[near_first & near_second]
+    return near
 
 
 def _lowest(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -313,4 +314,5 @@ def _lowest(points: NDArray[np.float64]) -> NDArray[np.float64]:
     cell = cell[order]
     first = np.ones(len(cell), dtype=np.bool_)
     first[1:] = (cell[1:] != cell[:-1]).any(axis=1)
-    return points[order][first]
+    lowest: NDArray[np.float64] = points[order][first]
+    return lowest
