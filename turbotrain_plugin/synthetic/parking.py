@@ -1,0 +1,40 @@
+"""Vehicles at the kerb."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from turbotrain_plugin.synthetic.blocks import stand_still
+from turbotrain_plugin.synthetic.junction import ARM_LENGTH_M, PARKING_OFFSET_M, arm_points
+from turbotrain_plugin.synthetic.objects import SceneObjects
+from turbotrain_plugin.synthetic.traffic import draw_types
+
+__all__ = ["PARKING_M", "draw_parked"]
+
+PARKING_M: Final = (30.0, ARM_LENGTH_M - 4.0)
+"""Beginning and end of the parking lanes, along an arm."""
+
+
+def draw_parked(count: int, frames: int, rng: np.random.Generator) -> SceneObjects:
+    """Return ``count`` parked vehicles, bumper to bumper with random gaps, the way lanes go."""
+    strips: list[list[float]] = [[PARKING_M[0] + rng.uniform(0, 8)] for _ in range(8)]
+    types, half, xy, yaw = [], [], [], []
+    for kind, size in draw_types(count * 2, rng):
+        if len(types) == count:
+            break
+        strip = int(rng.integers(8))
+        arm, side = strip // 2, 1.0 if strip % 2 else -1.0
+        gap = 0.8 + rng.exponential(4.0)
+        along = strips[strip][-1] + gap + size[0]
+        if along + size[0] > PARKING_M[1]:
+            continue
+        strips[strip].append(along + size[0])
+        offset = side * PARKING_OFFSET_M + rng.normal(0, 0.06)
+        types.append(kind)
+        half.append(size)
+        xy.append(arm_points(arm, np.array([along]), np.array([offset]))[0])
+        # Lanes with positive offset lead to the junction, so vehicles there look inwards.
+        yaw.append(arm * np.pi / 2 + (np.pi if side > 0 else 0.0) + rng.normal(0, 0.015))
+    return stand_still(types, np.array(half), np.array(xy), np.array(yaw), frames)

@@ -1,0 +1,230 @@
+"""People on foot and on two wheels: their ways are laid down first, traffic gives way to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbotrain_plugin.synthetic.junction import (
+    ARM_LENGTH_M,
+    CROSSWALK_M,
+    ROADS,
+    WALK_OFFSETS_M,
+    arc,
+    arm_points,
+    polyline,
+)
+from turbotrain_plugin.synthetic.objects import HALF_SIZES_M, SceneObjects
+from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse
+from turbotrain_plugin.synthetic.signals import Signals
+
+__all__ = ["draw_people"]
+
+F64 = NDArray[np.float64]
+
+_STEP_S: Final = 0.1
+_LEAD_S: Final = 8.0
+"""People are on their way this long before the recording, so that traffic has seen them."""
+_KEEP_APART_M: Final = 0.8
+_STANDING: Final = 0.45
+_CROSSING: Final = 0.35
+_SWAY_M: Final = 0.08
+_SWAY_S: Final = 1.5
+_CROSSWALK_EDGE_M: Final = ROADS.half_width_m + 1.0
+
+
+@dataclass(slots=True)
+class _Person:
+    """One candidate over K steps: (K, 2) positions, (K,) heading, speed and presence."""
+
+    kind: str
+    xy: F64
+    yaw: F64
+    speed: F64
+    present: NDArray[np.bool_]
+    crosswalk: int = -1
+
+
+def draw_people(
+    signals: Signals, frames: int, rng: np.random.Generator
+) -> tuple[SceneObjects, CrosswalkUse]:
+    """Return the people of a scene and their use of the crosswalks.
+
+    In 15 % of the scenes nobody is about; else 20-50 people, 45 % of them standing, and up to 4
+    riders at 2-5 m/s. Nobody comes closer than 0.8 m to anybody else: who would is drawn again.
+
+    Args:
+        signals: When crosswalks are free; time 0 is the first recorded frame.
+        frames: T, frames at 10 Hz.
+        rng: Source of all randomness.
+    """
+    times = np.arange(-round(_LEAD_S / _STEP_S), frames) * _STEP_S
+    wanted = 0 if rng.random() < 0.15 else int(rng.integers(20, 51))
+    riders = int(rng.integers(0, 5)) if wanted else 0
+    accepted: list[_Person] = []
+    for number in range(wanted + riders):
+        for _ in range(12):
+            person = _draw(number >= wanted, signals, times, rng)
+            if _is_free(person, accepted):
+                accepted.append(person)
+                break
+    return _collect(accepted, frames), _crosswalk_use(accepted, times)
+
+
+def _draw(rider: bool, signals: Signals, times: F64, rng: np.random.Generator) -> _Person:
+    if rider:
+        kind = str(
+            rng.choice(["BicycleRider", "ScooterRider", "MotorcyleRider"], p=[0.6, 0.3, 0.1])
+        )
+        return _walk(kind, rng.uniform(2.0, 5.0), WALK_OFFSETS_M[1] + 0.4, times, rng)
+    kind = str(rng.choice(["Pedestrian", "Child", "RoadWorker"], p=[0.85, 0.1, 0.05]))
+    what = rng.random()
+    if what < _STANDING:
+        return _stand(kind, times, rng)
+    speed = float(np.clip(rng.normal(1.4, 0.25), 0.7, 2.2))
+    if what < _STANDING + _CROSSING:
+        return _cross(kind, speed, signals, times, rng)
+    return _walk(kind, speed, rng.uniform(*WALK_OFFSETS_M), times, rng)
+
+
+def _corner_way(corner: int, offset: float) -> F64:
+    """Return the sidewalk from the end of arm ``corner`` round its left corner to the next arm."""
+    middle = ROADS.half_width_m + ROADS.corner_radius_m
+    bend = arc((middle, middle), middle - offset, 270.0, 180.0)
+    way = np.concatenate([[[ARM_LENGTH_M, offset]], bend, [[offset, ARM_LENGTH_M]]])
+    return arm_points(corner, way[:, 0], way[:, 1])
+
+
+def _stand(kind: str, times: F64, rng: np.random.Generator) -> _Person:
+    way = polyline(_corner_way(int(rng.integers(4)), rng.uniform(*WALK_OFFSETS_M)), 0.5)
+    # Half of them near the junction, where people wait.
+    near = way[np.hypot(way[:, 0], way[:, 1]) < 45.0]
+    way = near if rng.random() < 0.5 else way
+    spot = way[int(rng.integers(len(way)))]
+    count = len(times)
+    return _Person(
+        kind,
+        np.broadcast_to(spot, (count, 2)).copy(),
+        np.full(count, rng.uniform(-np.pi, np.pi)),
+        np.zeros(count),
+        np.ones(count, np.bool_),
+    )
+
+
+def _walk(kind: str, speed: float, offset: float, times: F64, rng: np.random.Generator) -> _Person:
+    way = polyline(_corner_way(int(rng.integers(4)), offset), 0.25)
+    if rng.random() < 0.5:
+        way = way[::-1]
+    length = _length(way)
+    s = rng.uniform(-speed * _LEAD_S, length) + speed * (times - times[0])
+    return _follow(kind, way, s, times, rng)
+
+
+def _cross(
+    kind: str, speed: float, signals: Signals, times: F64, rng: np.random.Generator
+) -> _Person:
+    """Along a sidewalk to a crosswalk, wait, cross briskly, and on along the other sidewalk."""
+    arm, side = int(rng.integers(4)), float(rng.choice([-1.0, 1.0]))
+    place = rng.uniform(CROSSWALK_M[0] + 0.6, CROSSWALK_M[1] - 0.6)
+    offset = rng.uniform(*WALK_OFFSETS_M)
+    edge = side * _CROSSWALK_EDGE_M
+    beyond = rng.uniform(5, 60)
+    corners = np.array(
+        [
+            [place + 30.0, side * offset],
+            [place, edge],
+            [place, -edge],
+            [place + beyond, -side * offset],
+        ]
+    )
+    way = polyline(arm_points(arm, corners[:, 0], corners[:, 1]), 0.25)
+    kerb = float(np.linalg.norm(corners[1] - corners[0]))
+    brisk = rng.uniform(1.55, 1.8)
+    arrival = rng.uniform(times[0] - 15.0, times[-1])
+    start = max(signals.walk_start(arm, arrival), arrival) + rng.uniform(0, 0.5)
+    end = start + 2 * _CROSSWALK_EDGE_M / brisk
+    s = np.where(
+        times < start,
+        np.minimum(kerb, kerb + speed * (times - arrival)),
+        np.where(
+            times < end,
+            kerb + brisk * (times - start),
+            kerb + 2 * _CROSSWALK_EDGE_M + speed * (times - end),
+        ),
+    )
+    person = _follow(kind, way, s, times, rng)
+    person.crosswalk = arm
+    return person
+
+
+def _follow(kind: str, way: F64, s: F64, times: F64, rng: np.random.Generator) -> _Person:
+    """Move along ``way`` (N, 2) as ``s`` (K,) says, swaying a little (Ornstein-Uhlenbeck)."""
+    grid = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(way, axis=0), axis=1))])
+    xy = np.stack([np.interp(s, grid, way[:, i]) for i in (0, 1)], axis=-1)
+    step = np.gradient(way, axis=0)
+    yaw = np.interp(s, grid, np.unwrap(np.arctan2(step[:, 1], step[:, 0])))
+    speed = np.abs(np.gradient(s, times))
+    sway = _ornstein_uhlenbeck(np.clip(speed, 0.0, 1.0), rng)
+    xy = xy + sway[:, None] * np.stack([-np.sin(yaw), np.cos(yaw)], axis=-1)
+    heading = yaw + 0.15 * _ornstein_uhlenbeck(np.ones(len(s)), rng) / _SWAY_M
+    return _Person(kind, xy, heading, speed, (s >= 0) & (s <= grid[-1]))
+
+
+def _ornstein_uhlenbeck(activity: F64, rng: np.random.Generator) -> F64:
+    """Return (K,) a wandering offset that rests while ``activity`` (K,) is 0."""
+    value, values = rng.normal(0, _SWAY_M), []
+    for active, kick in zip(
+        activity.tolist(), rng.standard_normal(len(activity)).tolist(), strict=True
+    ):
+        values.append(value)
+        value += active * (
+            -value * _STEP_S / _SWAY_S + _SWAY_M * np.sqrt(2 * _STEP_S / _SWAY_S) * kick
+        )
+    return np.array(values)
+
+
+def _length(way: F64) -> float:
+    return float(np.linalg.norm(np.diff(way, axis=0), axis=1).sum())
+
+
+def _is_free(person: _Person, others: list[_Person]) -> bool:
+    for other in others:
+        both = person.present & other.present
+        apart = np.abs(person.xy[both] - other.xy[both])
+        if (np.hypot(apart[:, 0], apart[:, 1]) < _KEEP_APART_M).any():
+            return False
+    return True
+
+
+def _collect(people: list[_Person], frames: int) -> SceneObjects:
+    people = [person for person in people if person.present[-frames:].any()]
+    count = len(people)
+
+    def stack(name: str, shape: tuple[int, ...]) -> F64:
+        if not people:
+            return np.zeros((frames, 0, *shape))
+        return np.stack([getattr(person, name)[-frames:] for person in people], axis=1)
+
+    return SceneObjects(
+        ids=np.arange(count, dtype=np.int64),
+        types=tuple(person.kind for person in people),
+        half_sizes=np.array([HALF_SIZES_M[person.kind] for person in people]).reshape(-1, 3),
+        xy=stack("xy", (2,)),
+        yaw=stack("yaw", ()),
+        speed=stack("speed", ()),
+        present=stack("present", ()).astype(np.bool_),
+    )
+
+
+def _crosswalk_use(people: list[_Person], times: F64) -> CrosswalkUse:
+    walkers = [person for person in people if person.crosswalk >= 0]
+    offsets = np.full((len(times), 4, len(walkers)), np.nan)
+    for column, person in enumerate(walkers):
+        arm = person.crosswalk
+        turned = arm_points(-arm % 4, person.xy[:, 0], person.xy[:, 1])
+        on = person.present & (np.abs(turned[:, 1]) < ROADS.half_width_m + 0.5)
+        offsets[on, arm, column] = turned[on, 1]
+    return CrosswalkUse(float(times[0]), _STEP_S, offsets)

@@ -1,0 +1,139 @@
+"""How large a made-up data set is and how its sensors see.
+
+The sensor tiers follow real packages (128-beam vehicle, 64/128-beam roadside LiDAR) and thinner
+versions of them for machines without a GPU. All numbers here are our choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PRESETS", "SPEC_VERSION", "SPLITS", "LabelNoise", "Preset", "SensorModel"]
+
+SPEC_VERSION: Final = 1
+"""Raised whenever the same seed would give other files; part of every cache folder's name."""
+
+SPLITS: Final = ("train", "val", "test")
+"""Folder names of the splits, in the order scenes are numbered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensorModel:
+    """Rays of one LiDAR model.
+
+    Attributes:
+        elevations_deg: E beam elevations in degrees, rising.
+        columns: Azimuth steps of one turn.
+        max_range_m: Farther hits are lost.
+    """
+
+    elevations_deg: tuple[float, ...]
+    columns: int
+    max_range_m: float
+
+    def elevations_rad(self) -> NDArray[np.float64]:
+        """Return the (E,) elevations in radians."""
+        return np.radians(np.asarray(self.elevations_deg, dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelNoise:
+    """Flaws of real labels and files; all off by default.
+
+    Attributes:
+        jitter_standing_m: Standard deviation of the centre of a standing object.
+        jitter_moving_m: Standard deviation along the track of a moving object.
+        staircase_share: Share of pedestrians whose label advances in hops.
+        flip_share: Share of tracks labelled with the heading reversed.
+        duplicate_share: Share of objects that the second agent labels under another id.
+        missing_share: Share of (object, frame) labels left out.
+        nan_share: Share of points whose coordinates are NaN.
+    """
+
+    jitter_standing_m: float = 0.0
+    jitter_moving_m: float = 0.0
+    staircase_share: float = 0.0
+    flip_share: float = 0.0
+    duplicate_share: float = 0.0
+    missing_share: float = 0.0
+    nan_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One size of data set.
+
+    Attributes:
+        name: Name in ``PRESETS``; written into the data set.
+        scenes: Scenes of train, val and test.
+        frames: 10 Hz frames of a scene; 5 n + 1 makes the 2 Hz grid fit exactly.
+        vehicle: LiDAR of the connected vehicles.
+        roadside: LiDAR of the roadside units.
+        cloud_stride: Clouds are written at frames divisible by this.
+        label_stride: Labels are written at frames divisible by this.
+        noise: Flaws of labels and files.
+    """
+
+    name: str
+    scenes: tuple[int, int, int]
+    frames: int
+    vehicle: SensorModel
+    roadside: SensorModel
+    cloud_stride: int = 1
+    label_stride: int = 1
+    noise: LabelNoise = LabelNoise()
+
+    def __post_init__(self) -> None:
+        """Refuse strides that would leave a cloud without labels."""
+        if min(self.cloud_stride, self.label_stride) < 1 or self.cloud_stride % self.label_stride:
+            raise ValueError(
+                "Parameter `cloud_stride` should be a multiple of `label_stride` >= 1. "
+                f"Found {self.cloud_stride} and {self.label_stride}."
+            )
+        if self.frames < 1 or min(self.scenes) < 0:
+            raise ValueError(
+                "Parameters `frames` and `scenes` should be positive. "
+                f"Found {self.frames} and {self.scenes}."
+            )
+
+
+def _uniform(low: float, high: float, beams: int) -> tuple[float, ...]:
+    return tuple(float(angle) for angle in np.linspace(low, high, beams))
+
+
+def _dense_128() -> tuple[float, ...]:
+    """Return 128 elevations from -25 to 15 degrees, dense around the horizon."""
+    return _uniform(-25.0, -6.5, 30) + _uniform(-6.0, 4.0, 82) + _uniform(4.5, 15.0, 16)
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    "tiny": Preset(
+        name="tiny",
+        scenes=(14, 2, 2),
+        frames=81,
+        vehicle=SensorModel(_uniform(-22.0, 4.0, 16), 450, 100.0),
+        roadside=SensorModel(_uniform(-22.5, 12.0, 16), 256, 100.0),
+        cloud_stride=5,
+        label_stride=5,
+    ),
+    "small": Preset(
+        name="small",
+        scenes=(4, 1, 1),
+        frames=61,
+        vehicle=SensorModel(_uniform(-25.0, 10.0, 32), 900, 120.0),
+        roadside=SensorModel(_uniform(-22.5, 22.5, 32), 512, 120.0),
+    ),
+    "bench": Preset(
+        name="bench",
+        scenes=(24, 4, 8),
+        frames=101,
+        vehicle=SensorModel(_dense_128()[::2], 1800, 150.0),
+        roadside=SensorModel(_uniform(-22.5, 22.5, 64), 1024, 120.0),
+        cloud_stride=5,
+    ),
+}
+"""Tiny: a demo on a CPU, many scenes on the 2 Hz grid. Small: tests. Bench: a GPU."""
