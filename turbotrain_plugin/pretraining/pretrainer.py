@@ -22,7 +22,7 @@ from turbotrain_plugin.pretraining.reconstruction import (
 from turbotrain_plugin.structures import Batch, Reconstruction, TaskLosses, Voxels
 
 if TYPE_CHECKING:
-    from turbotrain_plugin.models import CooperativeNetwork
+    from turbotrain_plugin.models import CooperativeNetwork, Encoder
 
 
 class MaskedPretrainer(nn.Module):
@@ -55,7 +55,7 @@ class MaskedPretrainer(nn.Module):
         self._focal = occupancy_focal(occupancy)
         # Zero at the start as in CooPre: to the first convolution a hidden site is silent.
         self.mask_token = (
-            nn.Parameter(torch.zeros(network.encoder.feature_width))
+            nn.Parameter(torch.zeros(cast("Encoder", network.encoder).feature_width))
             if config.mask.mode == "token_sites"
             else None
         )
