@@ -51,16 +51,20 @@ def mask_columns(
     keys = torch.rand(map_count * cells, generator=generator, device=generator.device)
     if ratio == 0 or not len(coordinates):
         return torch.zeros(len(coordinates), dtype=torch.bool, device=coordinates.device)
-    columns, column_of_voxel = torch.unique(column_index(coordinates, grid), return_inverse=True)
+    column = column_index(coordinates, grid)
+    occupied = torch.zeros(map_count * cells, dtype=torch.bool, device=column.device)
+    occupied[column] = True
+    held = occupied.view(map_count, cells).sum(dim=1)
+    columns = occupied.nonzero().squeeze(1)
     map_index = columns // cells
-    held = torch.bincount(map_index, minlength=map_count)
-    # Distinct columns come sorted by map, so sorting map + key in [0, 1) shuffles within maps.
+    # The columns come sorted by map, so sorting map + key in [0, 1) shuffles within maps.
     order = (map_index.double() + keys.to(columns.device)[columns].double()).argsort(stable=True)
     first = held.cumsum(0) - held
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - first[map_index]
-    hidden = rank < _hidden_counts(held, ratio)[map_index]
-    return hidden[column_of_voxel]
+    hidden = torch.zeros_like(occupied)
+    hidden[columns] = rank < _hidden_counts(held, ratio)[map_index]
+    return hidden[column]
 
 
 def column_index(coordinates: Tensor, grid: BevGrid) -> Tensor:

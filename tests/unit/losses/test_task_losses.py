@@ -88,7 +88,7 @@ def test_anchors_between_thresholds_are_negatives_unless_ignored() -> None:
     targets.labels[0, 0, 0, 0] = -1
     still_negative = DetectionLoss(LossArgs())(predictions, targets)["cls"]
     ignored = DetectionLoss(LossArgs(ignore_band=True))(predictions, targets)["cls"]
-    share = _focal_by_hand(float(predictions.class_logits[0, 0, 0, 0]), positive=False) / 3
+    share = _focal_by_hand(predictions.class_logits[0, 0, 0, 0].item(), positive=False) / 3
     torch.testing.assert_close(still_negative, as_negative)
     assert ignored.item() == pytest.approx(as_negative.item() - share, rel=1e-5)
 
