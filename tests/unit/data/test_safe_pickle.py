@@ -67,7 +67,7 @@ def test_payload_is_refused_and_not_executed(
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("content", [{0: {7: {"trajectory": None}}}, OrderedDict(a=1)])
 def test_payload_inside_honest_content(
-    tmp_path: Path, trap: tuple[Payload, Path], read: Reader, content: Any
+    tmp_path: Path, trap: tuple[Payload, Path], read: Reader, content: dict[Any, Any]
 ) -> None:
     payload, proof = trap
     content["late"] = payload
@@ -223,6 +223,6 @@ def test_a_file_cannot_spoil_the_next_one(tmp_path: Path) -> None:
         {"a": {}},
     ],
 )
-def test_database_of_another_shape(tmp_path: Path, content: Any) -> None:
+def test_database_of_another_shape(tmp_path: Path, content: object) -> None:
     with pytest.raises(UserError, match="expected scene index"):
         read_trajectory_database(write(tmp_path / "t.pkl", content, 3))

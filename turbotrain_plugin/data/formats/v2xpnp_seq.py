@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,9 @@ def split_folders(root: Path, split: str | None = None) -> list[Path]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder. Give a dataset root or one of its split folders.")
+    # Names and parents matter below. Not resolve(): a split may be a link to another disk, and the
+    # map lies beside the link.
+    root = Path(os.path.abspath(root))  # noqa: PTH100
     folders = [path for path in _subfolders(root) if _SPLIT.fullmatch(path.name)]
     if not folders:
         return [root]
