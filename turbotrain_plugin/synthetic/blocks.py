@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from turbotrain_plugin.synthetic.ground import Ground
 from turbotrain_plugin.synthetic.junction import ARM_LENGTH_M, ROADS, WALK_OFFSETS_M, arm_points
 from turbotrain_plugin.synthetic.lidar import GROUND, Solids
 from turbotrain_plugin.synthetic.objects import HALF_SIZES_M, SceneObjects, rotations
 
-__all__ = ["BUILDING", "HEDGE", "POLE", "draw_blocks", "draw_props", "stand_still"]
+__all__ = [
+    "BUILDING",
+    "HEDGE",
+    "POLE",
+    "draw_blocks",
+    "draw_props",
+    "scatter_blocks",
+    "stand_still",
+]
 
 F64 = NDArray[np.float64]
 
@@ -27,63 +38,103 @@ _FURNITURE_M: Final = ROADS.half_width_m + 0.45
 _INTENSITY: Final = {BUILDING: 0.7, POLE: 0.45, HEDGE: 0.3}
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """N blocks: (N, 2) places, (N, 3) half sizes, (N,) yaws in rad; all of one kind."""
+
+    xy: F64
+    half: F64
+    yaw: F64
+    kind: int
+
+
 def draw_blocks(ground: Ground, rng: np.random.Generator) -> Solids:
     """Return 15-25 buildings, 20-40 poles and 4-10 hedges around the junction, layout frame."""
-    parts = [
-        _buildings(int(rng.integers(15, 26)), rng),
-        _poles(int(rng.integers(20, 41)), rng),
-        _hedges(int(rng.integers(4, 11)), rng),
-    ]
-    xy, half, yaw, owner = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    # Half a metre of each block is in the ground, more where the slope needs it.
+    buildings = _buildings(int(rng.integers(15, 26)), _street_place, rng)
+    poles = _kerb_places(int(rng.integers(20, 41)), _FURNITURE_M, rng)
+    return _stand(ground, [buildings, _poles(poles, rng), _hedges(int(rng.integers(4, 11)), rng)])
+
+
+def scatter_blocks(ground: Ground, tracks: F64, rng: np.random.Generator) -> Solids:
+    """Return buildings and poles around given tracks (N, 2): 12 m and 3 m away from all of them."""
+    ways = cKDTree(tracks)
+    low, high = tracks.min(axis=0) - 30.0, tracks.max(axis=0) + 30.0
+
+    def place(reach: F64, rng: np.random.Generator) -> F64 | None:
+        spot = rng.uniform(low, high)
+        return spot if ways.query(spot)[0] > _SET_BACK_M + np.hypot(*reach) else None
+
+    buildings = _buildings(20, place, rng)
+    spots = rng.uniform(low, high, (60, 2))
+    spots = spots[ways.query(spots)[0] > 3.0][:30]
+    return _stand(ground, [buildings, _poles(spots, rng)])
+
+
+def _stand(ground: Ground, parts: list[_Part]) -> Solids:
+    """Put blocks on the ground, and a little into it where it slopes."""
+    xy, half, yaw = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("xy", "half", "yaw")
+    )
+    owners = np.concatenate([np.full(len(part.xy), part.kind, np.int64) for part in parts])
     sunk = 0.5 + 0.05 * np.hypot(half[:, 0], half[:, 1])
     half = half + np.stack([0 * sunk, 0 * sunk, sunk / 2], axis=-1)
     centre_z = ground.height(xy[:, 0], xy[:, 1]) + half[:, 2] - sunk
-    angles = np.stack([0 * yaw, 0 * yaw, yaw], axis=-1)
     return Solids(
         centres=np.concatenate([xy, centre_z[:, None]], axis=-1),
-        rotations=rotations(angles),
+        rotations=rotations(np.stack([0 * yaw, 0 * yaw, yaw], axis=-1)),
         half_sizes=half,
-        owners=owner,
-        intensities=np.array([_INTENSITY[int(kind)] for kind in owner]),
+        owners=owners,
+        intensities=np.array([_INTENSITY[kind] for kind in owners.tolist()]),
     )
 
 
-_Part = tuple[F64, F64, F64, NDArray[np.int64]]
+def _buildings(
+    count: int,
+    place: Callable[[F64, np.random.Generator], F64 | None],
+    rng: np.random.Generator,
+) -> _Part:
+    """Return up to ``count`` buildings, not through one another.
 
-
-def _buildings(count: int, rng: np.random.Generator) -> _Part:
-    """Boxes behind the set-back line, not through one another."""
-    line = ROADS.half_width_m + _SET_BACK_M
-    xy, half, yaw = [], [], []
-    while len(xy) < count:
+    Args:
+        count: Buildings wanted; fewer when there is no room.
+        place: Draws a centre for a building of the given half width and depth.
+        rng: Source of all randomness.
+    """
+    xy = np.zeros((0, 2))
+    half = np.zeros((0, 3))
+    yaw: list[float] = []
+    for _ in range(30 * count):
         size = np.array([rng.uniform(5, 16), rng.uniform(5, 12), rng.uniform(3, 8)])
         turn = rng.normal(0, np.radians(4)) + rng.integers(2) * np.pi / 2
         reach = np.abs(np.cos(turn)) * size[:2] + np.abs(np.sin(turn)) * size[1::-1]
-        # Most stand along a street, some in the second row.
-        behind = rng.uniform(0, 6) if rng.random() < 0.75 else rng.uniform(18, 50)
-        along = rng.uniform(line + reach[0], ARM_LENGTH_M)
-        corner = np.array([along, line + reach[1] + behind])
-        if rng.random() < 0.5:
-            corner = np.array([line + reach[0] + behind, rng.uniform(line + reach[1], 110)])
-        place = corner * rng.choice([-1, 1], 2)
-        if all(
-            np.linalg.norm(place - other) > np.linalg.norm(size[:2]) * 0.8 + np.hypot(*o[:2]) * 0.8
-            for other, o in zip(xy, half, strict=True)
-        ):
-            xy.append(place)
-            half.append(size)
-            yaw.append(turn)
-        elif rng.random() < 0.02:
-            count -= 1  # the quarter is full
-    return np.array(xy), np.array(half), np.array(yaw), np.full(len(xy), BUILDING)
+        spot = place(reach, rng)
+        if spot is None:
+            continue
+        apart = np.linalg.norm(xy - spot, axis=1)
+        if (apart > np.hypot(*size[:2]) + np.hypot(half[:, 0], half[:, 1])).all():
+            xy, half = np.vstack([xy, spot]), np.vstack([half, size])
+            yaw.append(float(turn))
+        if len(yaw) == count:
+            break
+    return _Part(xy, half, np.array(yaw), BUILDING)
 
 
-def _poles(count: int, rng: np.random.Generator) -> _Part:
-    xy = _kerb_places(count, _FURNITURE_M, rng)
-    thick = rng.uniform(0.075, 0.15, count)
-    half = np.stack([thick, thick, rng.uniform(1.5, 3.5, count)], axis=-1)
-    return xy, half, rng.uniform(0, np.pi, count), np.full(count, POLE)
+def _street_place(reach: F64, rng: np.random.Generator) -> F64:
+    """Return a place behind the set-back line, most along a street, some in the second row."""
+    line = ROADS.half_width_m + _SET_BACK_M
+    behind = rng.uniform(0, 6) if rng.random() < 0.75 else rng.uniform(18, 50)
+    first, second = (0, 1) if rng.random() < 0.5 else (1, 0)
+    spot: F64 = np.empty(2)
+    spot[first] = rng.uniform(line + reach[first], ARM_LENGTH_M)
+    spot[second] = line + reach[second] + behind
+    spot *= rng.choice([-1, 1], 2)
+    return spot
+
+
+def _poles(xy: F64, rng: np.random.Generator) -> _Part:
+    thick = rng.uniform(0.075, 0.15, len(xy))
+    half = np.stack([thick, thick, rng.uniform(1.5, 3.5, len(xy))], axis=-1)
+    return _Part(xy, half, rng.uniform(0, np.pi, len(xy)), POLE)
 
 
 def _hedges(count: int, rng: np.random.Generator) -> _Part:
@@ -96,7 +147,7 @@ def _hedges(count: int, rng: np.random.Generator) -> _Part:
         [arm_points(int(a), along[i : i + 1], offset[i : i + 1]) for i, a in enumerate(arm)]
     )
     half = np.stack([length, np.full(count, 0.2), rng.uniform(0.4, 0.8, count)], axis=-1)
-    return xy, half, arm * np.pi / 2, np.full(count, HEDGE)
+    return _Part(xy, half, arm * np.pi / 2, HEDGE)
 
 
 def _kerb_places(count: int, offset: float, rng: np.random.Generator) -> F64:

@@ -17,7 +17,9 @@ from typing import Any, Final
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.synthetic.presets import PRESETS, SPEC_VERSION, SPLITS, Preset
 from turbotrain_plugin.synthetic.render import render_scene
+from turbotrain_plugin.synthetic.replay import plan_replay_scene
 from turbotrain_plugin.synthetic.scene import LAYOUTS
+from turbotrain_plugin.synthetic.tracks import TrackScene, read_tracks
 from turbotrain_plugin.synthetic.world import MAP_FILES, make_junction_world
 from turbotrain_plugin.synthetic.writer import META_NAME, trajectory_database
 
@@ -40,7 +42,7 @@ class _Job:
     split: str
     name: str
     number: int
-    tracks: Path | None
+    tracks: TrackScene | None
 
     @property
     def folder(self) -> Path:
@@ -76,11 +78,13 @@ def generate(
     """
     preset = _preset(preset)
     out = Path(out)
+    given = None if tracks is None else read_tracks(Path(tracks))
     marker = _marker(preset, seed, tracks)
     _claim(out, marker)
-    jobs = list(_jobs(out, preset, seed, tracks))
+    jobs = list(_jobs(out, preset, seed, given))
     _write_marker(out, marker, complete=False)
-    _write_map(out, seed)
+    if given is None:
+        _write_map(out, seed)
     left = [job for job in jobs if not (resume and (job.folder / META_NAME).is_file())]
     done = len(jobs) - len(left)
     for job in _build(left, workers):
@@ -112,14 +116,25 @@ def _preset(preset: str | Preset) -> Preset:
 # ------------------------------------------------------------------------------------------- scenes
 
 
-def _jobs(root: Path, preset: Preset, seed: int, tracks: Path | None) -> Iterator[_Job]:
+def _jobs(
+    root: Path, preset: Preset, seed: int, tracks: tuple[TrackScene, ...] | None
+) -> Iterator[_Job]:
     number = 0
-    for day, (split, count) in enumerate(zip(SPLITS, preset.scenes, strict=True), start=1):
+    counts = preset.scenes if tracks is None else _split_counts(len(tracks))
+    for day, (split, count) in enumerate(zip(SPLITS, counts, strict=True), start=1):
         for index in range(count):
             time = f"{8 + index // 60:02d}-{index % 60:02d}-00"
             name = f"2030-01-{day:02d}-{time}_{index + 1}_0"
-            yield _Job(root, preset, seed, split, name, number, tracks)
+            given = None if tracks is None else tracks[number]
+            yield _Job(root, preset, seed, split, name, number, given)
             number += 1
+
+
+def _split_counts(scenes: int) -> tuple[int, int, int]:
+    """Return how many given scenes go to train, val and test: about 70, 15 and 15 %."""
+    test = max(1, round(0.15 * scenes)) if scenes > 1 else 0
+    val = max(1, round(0.15 * scenes)) if scenes > 2 else 0
+    return scenes - val - test, val, test
 
 
 def _build(jobs: list[_Job], workers: int) -> Iterator[_Job]:
@@ -142,19 +157,24 @@ def _build(jobs: list[_Job], workers: int) -> Iterator[_Job]:
 
 def _build_scene(job: _Job) -> None:
     """Build a scene under a temporary name and move it into place."""
-    world = make_junction_world(job.seed)
     seed = (job.seed, SPEC_VERSION, job.number)
-    plan = LAYOUTS[world.layout](world, job.preset.frames, seed, job.number)
+    if job.tracks is None:
+        world = make_junction_world(job.seed)
+        plan = LAYOUTS[world.layout](world, job.preset.frames, seed, job.number)
+    else:
+        plan = plan_replay_scene(job.tracks, seed)
     partial = job.root / _PARTIAL / f"{job.split}-{job.name}-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
-    head = {"preset": job.preset.name, "seed": job.seed, "scene": job.number}
+    head: dict[str, Any] = {"preset": job.preset.name, "seed": job.seed, "scene": job.number}
+    if job.tracks is not None:
+        head["source_scene"] = job.tracks.name
     render_scene(plan, job.preset, seed, partial, head)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(job.folder, ignore_errors=True)
     partial.rename(job.folder)
 
 
-# ---------------------------------------------------------------------------------------------- root
+# --------------------------------------------------------------------------------------------- root
 
 
 def _marker(preset: Preset, seed: int, tracks: Path | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "WALK_OFFSETS_M",
     "Route",
     "RouteNetwork",
+    "arc",
     "arm_points",
     "polyline",
     "route_network",
@@ -149,17 +150,14 @@ def _route(arm: int, lane: int, turn: str) -> Route:
     xy = np.stack([np.interp(grid, length, base[:, i]) for i in (0, 1)], axis=-1)
     step = np.gradient(xy, axis=0)
     yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
-    out = arm_points(
-        (exit_arm - arm) % 4, np.array([CROSSWALK_M[0] - 0.5, STOP_LINE_M]), np.zeros(1)
-    )
-    axis = out[1] / np.linalg.norm(out[1])
+    axis = arm_points(exit_arm - arm, np.ones(1), np.zeros(1))[0]
 
     def first(condition: NDArray[np.bool_]) -> float:
         return float(grid[int(np.argmax(condition))])
 
-    past_middle = grid > first(xy[:, 0] <= STOP_LINE_M)
     stop_s = first(xy[:, 0] <= STOP_LINE_M)
-    bend = (np.abs(np.gradient(yaw, grid)) > 0.05) & past_middle
+    entered = grid > stop_s
+    bend = (np.abs(np.gradient(yaw, grid)) > 0.05) & entered
     cap = np.full(len(grid), 20.0)
     if bend.any():
         ahead = np.maximum(first(bend) - grid, 0.0)
@@ -174,8 +172,8 @@ def _route(arm: int, lane: int, turn: str) -> Route:
         speed_cap=cap,
         stop_s=stop_s,
         wait_s=first(xy[:, 0] <= _WAIT_M) if turn == "left" else stop_s,
-        crosswalk_s=first((xy @ axis >= CROSSWALK_M[0] - 0.5) & past_middle),
-        clear_s=first((xy @ axis >= STOP_LINE_M) & past_middle),
+        crosswalk_s=first((xy @ axis >= CROSSWALK_M[0] - 0.5) & entered),
+        clear_s=first((xy @ axis >= STOP_LINE_M) & entered),
     )
 
 
@@ -213,8 +211,8 @@ def route_network() -> RouteNetwork:
     aside = np.empty_like(along)
     for i, route in enumerate(routes):
         away, index = cKDTree(route.xy).query(padded.reshape(-1, 2))
-        along[i] = (index * _STEP_M).reshape(count, samples)
-        aside[i] = away.reshape(count, samples)
+        along[i] = np.reshape(index * _STEP_M, (count, samples))
+        aside[i] = np.reshape(away, (count, samples))
     grid = np.arange(samples) * _STEP_M
     enter, leave = np.full((count, count), np.inf), np.full((count, count), -np.inf)
     for i, own in enumerate(routes):

@@ -8,6 +8,7 @@ elevation span is a bound. All such (ray, box) pairs of a scan go through one sl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -292,8 +293,8 @@ def _spans(rays: RayGrid, centres: F64, axes: F64, half_sizes: F64) -> _Spans:
 def _chunks(sizes: NDArray[np.int64]) -> list[slice]:
     """Return consecutive parts of about ``_PAIRS_PER_CHUNK`` (ray, box) pairs each."""
     group = np.cumsum(sizes) // _PAIRS_PER_CHUNK
-    edges = np.nonzero(np.diff(group, prepend=-1))[0].tolist() + [len(sizes)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    edges = [*np.nonzero(np.diff(group, prepend=-1))[0].tolist(), len(sizes)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _hit_boxes(

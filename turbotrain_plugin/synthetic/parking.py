@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turbotrain_plugin.synthetic.blocks import stand_still
 from turbotrain_plugin.synthetic.junction import ARM_LENGTH_M, PARKING_OFFSET_M, arm_points
@@ -13,6 +14,8 @@ from turbotrain_plugin.synthetic.traffic import draw_types
 
 __all__ = ["PARKING_M", "draw_parked"]
 
+F64 = NDArray[np.float64]
+
 PARKING_M: Final = (30.0, ARM_LENGTH_M - 4.0)
 """Beginning and end of the parking lanes, along an arm."""
 
@@ -20,7 +23,10 @@ PARKING_M: Final = (30.0, ARM_LENGTH_M - 4.0)
 def draw_parked(count: int, frames: int, rng: np.random.Generator) -> SceneObjects:
     """Return ``count`` parked vehicles, bumper to bumper with random gaps, the way lanes go."""
     strips: list[list[float]] = [[PARKING_M[0] + rng.uniform(0, 8)] for _ in range(8)]
-    types, half, xy, yaw = [], [], [], []
+    types: list[str] = []
+    half: list[tuple[float, ...]] = []
+    xy: list[F64] = []
+    yaw: list[float] = []
     for kind, size in draw_types(count * 2, rng):
         if len(types) == count:
             break

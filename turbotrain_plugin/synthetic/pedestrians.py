@@ -61,7 +61,7 @@ def draw_people(
         frames: T, frames at 10 Hz.
         rng: Source of all randomness.
     """
-    times = np.arange(-round(_LEAD_S / _STEP_S), frames) * _STEP_S
+    times: F64 = np.arange(-round(_LEAD_S / _STEP_S), frames) * _STEP_S
     wanted = 0 if rng.random() < 0.15 else int(rng.integers(20, 51))
     riders = int(rng.integers(0, 5)) if wanted else 0
     accepted: list[_Person] = []

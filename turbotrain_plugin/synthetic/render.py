@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.synthetic.agents import Agent
+from turbotrain_plugin.synthetic.flaws import FlawedLabels, flaw_labels, flaw_points
 from turbotrain_plugin.synthetic.lidar import RayGrid, Solids, cast, measure
 from turbotrain_plugin.synthetic.objects import rotations, solids_at
 from turbotrain_plugin.synthetic.presets import Preset
@@ -21,6 +22,8 @@ __all__ = ["render_scene"]
 
 _BLACKOUT_SHARE: Final = 0.02
 _LOST_FRAME_SHARE: Final = 0.005
+_SECOND_AGENT: Final = 2
+"""The agent that uses second ids, when flaws are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,12 @@ def render_scene(
     sensors = _Sensors(RayGrid.of(preset.vehicle), RayGrid.of(preset.roadside))
     for agent in plan.agents:
         (folder / str(agent.agent_id)).mkdir(parents=True)
+    rng = np.random.default_rng(np.random.SeedSequence([*seed, 2]))
+    flawed = flaw_labels(plan.objects, plan.placement, preset.noise, rng)
     labelled = np.zeros(plan.objects.present.shape, np.bool_)
-    for frame in range(0, preset.frames, preset.label_stride):
+    for frame in range(0, len(labelled), preset.label_stride):
         solids = plan.blocks + solids_at(plan.objects, plan.placement, frame)
-        labels = _labels(plan, frame)
+        labels = _labels(plan, flawed, frame)
         for agent in plan.agents:
             rng = np.random.default_rng(
                 np.random.SeedSequence([*seed, 1, agent.agent_id % 2**32, frame])
@@ -60,11 +65,15 @@ def render_scene(
             if not agent.present[frame] or rng.random() < _LOST_FRAME_SHARE:
                 continue
             points, seen = _look(plan, agent, frame, sensors.of(agent), solids, rng)
+            seen = seen[~flawed.hidden[frame, seen]]
             labelled[frame, seen] = True
             stem = folder / str(agent.agent_id) / f"{frame:06d}"
-            text = _agent_yaml(plan, agent, frame, labels.text(seen.tolist()))
+            ids = flawed.second_ids if agent.agent_id == _SECOND_AGENT else plan.objects.ids
+            text = labels.text(seen.tolist(), ids.tolist())
+            text = _agent_yaml(plan, agent, frame, text)
             stem.with_suffix(".yaml").write_text(text, encoding="utf-8")
             if frame % preset.cloud_stride == 0:
+                points = flaw_points(points, preset.noise, rng)
                 points.astype("<f4").tofile(stem.with_suffix(".bin"))
     meta = scene_meta(plan, labelled, {**head, "label_stride": preset.label_stride})
     (folder / META_NAME).write_text(json.dumps(meta, separators=(",", ":")), encoding="utf-8")
@@ -89,14 +98,13 @@ def _look(
     return points, np.unique(owners[owners >= 0])
 
 
-def _labels(plan: ScenePlan, frame: int) -> FrameLabels:
-    objects, placement = plan.objects, plan.placement
+def _labels(plan: ScenePlan, flawed: FlawedLabels, frame: int) -> FrameLabels:
+    objects = plan.objects
     return FrameLabels(
-        objects.ids,
         objects.types,
         objects.half_sizes,
-        plan.world.to_world(placement.centres[frame]),
-        plan.world.angles_deg(placement.angles[frame]),
+        plan.world.to_world(flawed.centres[frame]),
+        plan.world.angles_deg(flawed.angles[frame]),
         objects.speed[frame],
     )
 

@@ -122,8 +122,8 @@ class RightOfWay:
         return at_line
 
     def _gate(self, time_s: float, fleet: Fleet, i: int) -> float:
-        route = self._net.routes[fleet.route[i]]
-        front = fleet.s[i] + fleet.half_length[i]
+        route = self._net.routes[int(fleet.route[i])]
+        front = float(fleet.front[i])
         if front <= route.stop_s and not self._may_enter(time_s, fleet, i):
             return route.stop_s
         if route.turn == "left" and front <= route.wait_s and self._must_yield(time_s, fleet, i):
@@ -134,11 +134,11 @@ class RightOfWay:
             lane = -LANE_OFFSETS_M[route.lane]
             if self._people.occupied(route.exit_arm, lane, time_s, end_s):
                 return route.crosswalk_s
-        return np.inf
+        return float("inf")
 
     def _may_enter(self, time_s: float, fleet: Fleet, i: int) -> bool:
-        route = self._net.routes[fleet.route[i]]
-        distance = route.stop_s - fleet.s[i] - fleet.half_length[i]
+        route = self._net.routes[int(fleet.route[i])]
+        distance = route.stop_s - float(fleet.front[i])
         state = self._signals.state(route.arm, time_s)
         cannot_stop = fleet.v[i] ** 2 / (2 * max(distance, 0.1)) > _HARD_STOP
         if state != GREEN and not cannot_stop:

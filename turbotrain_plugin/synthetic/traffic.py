@@ -174,13 +174,15 @@ def _acceleration(network: RouteNetwork, fleet: Fleet, gates: F64) -> F64:
     brake = np.maximum(
         _interaction(fleet.v, fleet.v - leader_speed, gap), _interaction(fleet.v, fleet.v, stop_gap)
     )
-    return np.clip(_ACCELERATION * (free - brake), _HARDEST, _ACCELERATION)
+    wished: F64 = _ACCELERATION * (free - brake)
+    return np.clip(wished, _HARDEST, _ACCELERATION)
 
 
 def _interaction(speed: F64, closing: F64, gap: F64) -> F64:
     dynamic = speed * _HEADWAY_S + speed * closing / (2 * np.sqrt(_ACCELERATION * _BRAKING))
     wished = _JAM_GAP_M + np.maximum(dynamic, 0.0)
-    return (wished / np.maximum(gap, 0.1)) ** 2
+    share: F64 = wished / np.maximum(gap, 0.1)
+    return share * share
 
 
 def _leaders(network: RouteNetwork, fleet: Fleet) -> tuple[F64, F64]:
@@ -224,8 +226,8 @@ def _collect(network: RouteNetwork, log: _Log, frames: int) -> SceneObjects:
         column = np.searchsorted(numbers, seen)
         s[frame, column], speed[frame, column], present[frame, column] = along, velocity, True
     xy, yaw = np.zeros((frames, count, 2)), np.zeros((frames, count))
-    for column, number in enumerate(numbers.tolist()):
-        xy[:, column], yaw[:, column] = network.routes[log.routes[number]].at(s[:, column])
+    for index, number in enumerate(numbers.tolist()):
+        xy[:, index], yaw[:, index] = network.routes[log.routes[number]].at(s[:, index])
     return SceneObjects(
         ids=numbers,
         types=tuple(log.types[n] for n in numbers.tolist()),

@@ -28,7 +28,6 @@ class FrameLabels:
     """Labels of all objects at one frame, formatted once and shared by the agents.
 
     Args:
-        ids: (N,) ids.
         types: N raw types.
         half_sizes: (N, 3) metres.
         centres: (N, 3) metres, world.
@@ -38,7 +37,6 @@ class FrameLabels:
 
     def __init__(
         self,
-        ids: NDArray[np.int64],
         types: tuple[str, ...],
         half_sizes: F64,
         centres: F64,
@@ -46,15 +44,12 @@ class FrameLabels:
         speeds: F64,
     ) -> None:
         self._texts = [
-            f"  {number}:\n"
-            f"    angle: {_numbers(angle)}\n"
-            "    center: [0.0, 0.0, 0.0]\n"
+            f"    angle: {_numbers(angle)}\n    center: [0.0, 0.0, 0.0]\n"
             f"    extent: {_numbers(extent)}\n"
             f"    location: {_numbers(centre)}\n"
             f"    obj_type: {kind}\n"
             f"    speed: {_number(speed)}\n"
-            for number, kind, extent, centre, angle, speed in zip(
-                ids.tolist(),
+            for kind, extent, centre, angle, speed in zip(
                 types,
                 half_sizes.tolist(),
                 centres.tolist(),
@@ -64,9 +59,9 @@ class FrameLabels:
             )
         ]
 
-    def text(self, index: list[int]) -> str:
-        """Return the YAML of the chosen objects."""
-        return "".join(self._texts[i] for i in index)
+    def text(self, index: list[int], ids: list[int]) -> str:
+        """Return the YAML of the chosen objects; ``ids`` are those of all N."""
+        return "".join(f"  {ids[i]}:\n{self._texts[i]}" for i in index)
 
 
 def frame_yaml(pose: F64, speed: float, *, infra: bool, labels: str) -> str:
@@ -156,13 +151,15 @@ def _runs(mask: NDArray[np.bool_]) -> list[list[int]]:
     """Return the [first, last] frames of every run of True."""
     edge = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
     first, last = np.nonzero(edge == 1)[0], np.nonzero(edge == -1)[0] - 1
-    return np.stack([first, last], axis=1).tolist()
+    return [list(run) for run in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def _states(states: F64, present: NDArray[np.bool_]) -> list[list[float]]:
     """Return the states at the frames where present; one only for what never moves."""
     there = states[present]
-    return there[:1].tolist() if (there == there[0]).all() else there.tolist()
+    still = bool((there == there[:1]).all())
+    rows: list[list[float]] = there[:1].tolist() if still else there.tolist()
+    return rows
 
 
 def _blocks(plan: ScenePlan) -> list[dict[str, Any]]:
