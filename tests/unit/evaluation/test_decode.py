@@ -135,10 +135,12 @@ def test_lower_score_is_suppressed_with_its_trajectory() -> None:
     predictions = empty()
     place(predictions, CAR, 0.6, cell=(20, 40, 0), offset=9.0)
     place(predictions, CAR, 0.8, cell=(20, 41, 0), offset=1.0)
+    place(predictions, (-15.0, *CAR[1:]), 0.5, cell=(20, 10, 0), offset=3.0)
     (found,) = run(predictions)
-    assert len(found.scores) == 1
+    np.testing.assert_allclose(found.scores, [0.8, 0.5], atol=1e-6)
     assert found.trajectories is not None
-    assert found.trajectories[0, 0, 0] - found.boxes[0, 0] == pytest.approx(1.0, abs=1e-5)
+    moved = found.trajectories[:, 0, 0] - found.boxes[:, 0]
+    np.testing.assert_allclose(moved, [1.0, 3.0], atol=1e-5)
 
 
 def test_suppression_is_rotated() -> None:
@@ -197,6 +199,15 @@ def test_only_the_best_candidates_enter() -> None:
         place(predictions, box, 0.3 + 0.1 * index, cell=(20, 10 * index, 0))
     (found,) = run(predictions, nms_candidates=2)
     np.testing.assert_allclose(found.scores, [0.8, 0.7], atol=1e-6)
+
+
+def test_long_boxes_use_up_candidates() -> None:
+    """Candidates are counted before anything is decoded, so that decoding stays bounded."""
+    predictions = empty()
+    place(predictions, (0, 0, -1, 9.0, 2, 1.5, 0.0), 0.9, cell=(20, 40, 0))
+    place(predictions, (0, 9, -1, 4.0, 2, 1.5, 0.0), 0.8, cell=(20, 41, 0))
+    assert len(run(predictions, nms_candidates=1)[0].scores) == 0
+    assert len(run(predictions, nms_candidates=2)[0].scores) == 1
 
 
 def test_equal_scores_keep_the_order_of_the_anchors() -> None:
