@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Verbs = argparse._SubParsersAction  # noqa: SLF001 - argparse gives it no public name
+_Verbs = argparse._SubParsersAction
 
 
 def _add_hypes(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.synthetic import ensure_dataset
 
 SYNTHETIC: Final = "synthetic:"
-SPLITS: Final = ("train", "validate", "test")
+_SPLIT_FOLDERS: Final = {"train": ("train",), "validate": ("val", "validate"), "test": ("test",)}
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -62,8 +62,11 @@ def split_entries(config: RunConfig, split: str) -> tuple[tuple[str, ...], str]:
     return entries, split
 
 
-def resolve_roots(entries: tuple[str, ...], seed: int) -> list[Path]:
-    """Return existing folders; ``synthetic:<preset>`` is made on first use.
+def resolve_roots(entries: tuple[str, ...], split: str) -> list[Path]:
+    """Return the existing folders of a split.
+
+    An entry is the split's own folder (OpenCOOD's habit), a root that holds ``train``, ``val`` or
+    ``validate`` and ``test``, or ``synthetic:<preset>``, which is made on first use.
 
     Raises:
         UserError: When a folder does not exist.
@@ -71,21 +74,21 @@ def resolve_roots(entries: tuple[str, ...], seed: int) -> list[Path]:
     roots = []
     for entry in entries:
         if entry.startswith(SYNTHETIC):
-            roots.append(ensure_dataset(entry.removeprefix(SYNTHETIC), seed))
-            continue
-        path = Path(entry).expanduser()
+            # Synthetic scenes do not follow the run's seed: seeds are compared on the same scenes.
+            path = ensure_dataset(entry.removeprefix(SYNTHETIC), seed=0)
+        else:
+            path = Path(entry).expanduser()
         if not path.is_dir():
             raise UserError(f"{entry}: there is no such data folder.")
-        roots.append(path)
+        found = [path / name for name in _SPLIT_FOLDERS[split] if (path / name).is_dir()]
+        roots.append(found[0] if found else path)
     return roots
 
 
 def build_dataset(config: RunConfig, split: str, purpose: str) -> CooperativeDataset:
     """Return the data set of a split (``train``, ``validate``, ``test``) for a purpose."""
     entries, name = split_entries(config, split)
-    # Synthetic scenes do not follow the run's seed: seeds are compared on the same scenes.
-    roots = resolve_roots(entries, seed=0)
-    return CooperativeDataset(config, roots, split=name, purpose=purpose)
+    return CooperativeDataset(config, resolve_roots(entries, name), split=name, purpose=purpose)
 
 
 def build_network(config: RunConfig, dataset: CooperativeDataset) -> CooperativeNetwork:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from turbotrain_plugin.data.inspect import root_stats, verify_root
 from turbotrain_plugin.engine.records import Progress, emit, write_json
-from turbotrain_plugin.synthetic import PRESETS, generate
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.synthetic import PRESETS, generate
 
 
 class _Steps:

@@ -10,14 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import torch
 import yaml
 
-from turbotrain_plugin.engine.records import emit
+from turbotrain_plugin.engine.records import emit, version_of
 
 _OK: Final = "ok"
 _WARN: Final = "warn"
@@ -49,7 +48,7 @@ def examine() -> int:
 
 
 def _python() -> Iterator[Finding]:
-    version = platform.python_version()
+    version = platform.pythonversion_of()
     good = (3, 10) <= sys.version_info[:2] <= (3, 13)
     fix = "" if good else "use Python 3.10 to 3.13; other versions are not tested"
     yield Finding(_OK if good else _WARN, "Python", f"{version} on {platform.system()}", fix)
@@ -80,7 +79,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _spconv() -> Iterator[Finding]:
-    installed = [name for name in _SPCONV_WHEELS if _version(name)]
+    installed = [name for name in _SPCONV_WHEELS if version_of(name)]
     if not installed:
         yield Finding(
             _WARN,
@@ -89,7 +88,7 @@ def _spconv() -> Iterator[Finding]:
             f"pip install 'turbotrain_plugin[{_spconv_extra()}]'",
         )
         return
-    listed = ", ".join(f"{name} {_version(name)}" for name in installed)
+    listed = ", ".join(f"{name} {version_of(name)}" for name in installed)
     if len(installed) > 1:
         yield Finding(
             _FAIL,
@@ -132,7 +131,7 @@ def _yaml() -> Iterator[Finding]:
 
 def _optional() -> Iterator[Finding]:
     for name, use in (("torchjd", "further balancers"), ("tensorboard", "TensorBoard events")):
-        version = _version(name)
+        version = version_of(name)
         fix = "" if version else f"pip install {name}"
         yield Finding(_OK if version else _WARN, name, version or f"not installed ({use})", fix)
 
@@ -170,13 +169,6 @@ def _disk() -> Iterator[Finding]:
         yield Finding(
             _WARN, "folder", f"not writable ({error.strerror})", "set turbotrain.logging.log_dir"
         )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 _LOOKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (

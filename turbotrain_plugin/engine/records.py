@@ -46,12 +46,7 @@ def make_run_folder(config: RunConfig) -> Path:
 
 def environment() -> dict[str, Any]:
     """Return what somebody needs to know to repeat the run."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    versions = {name: version_of(name) for name in _PACKAGES}
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "turbotrain_plugin": turbotrain_plugin.__version__,
@@ -63,6 +58,14 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None when it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,7 +126,7 @@ class Board:
         except ImportError:
             LOG.warning("TensorBoard is not installed; `pip install tensorboard` to get events.")
             return
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write finite scalars."""
@@ -166,7 +169,7 @@ class Progress:
     ) -> None:
         self.close()
 
-    def advance(self, text: str) -> None:
+    def advance(self, text: str = "") -> None:
         """Count one step; ``text`` holds the losses."""
         self._done += 1
         if self._bar is not None:

@@ -83,13 +83,13 @@ def train(request: TrainRequest) -> int:
         folder = make_run_folder(config)
     LOG.info("run folder %s, device %s", folder, device)
     try:
-        records = Trainer(config, folder, device).run(resume=resume)
+        Trainer(config, folder, device).run(resume=resume)
     except Interrupted as stop:
         LOG.warning(
             "%s: state saved. Go on with:  opencood train --resume --model_dir %s", stop, folder
         )
         return stop.exit_code
-    evaluate_run(folder, device=device, stage_records=records)
+    evaluate_run(folder, device=device)
     return 0
 
 

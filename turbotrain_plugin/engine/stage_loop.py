@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any, Final
 
 import torch
 
-from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.balancing import (
+    BalanceRecord,
+    BalanceWindow,
+    GradientBalancer,
+    ScheduleWarning,
+)
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints
@@ -89,14 +95,16 @@ class StageLoop:
         self._context = context
         self._block = context.config.turbotrain
         keys = self._block.balance
-        self.balancer = GradientBalancer(
-            build_optimizer(stage.optimizer, learner.module.parameters()),
-            method=keys.method if stage.balanced else "none",
-            free_steps=keys.free_steps if stage.balanced else 1,
-            balance_steps=keys.balance_steps if stage.balanced else 0,
-            shared=keys.shared or None,
-            named_parameters=list(learner.module.named_parameters()),
-        )
+        with warnings.catch_warnings():  # the trainer says the same, knowing the stage's length
+            warnings.simplefilter("ignore", ScheduleWarning)
+            self.balancer = GradientBalancer(
+                build_optimizer(stage.optimizer, learner.module.parameters()),
+                method=keys.method if stage.balanced else "none",
+                free_steps=keys.free_steps if stage.balanced else 1,
+                balance_steps=keys.balance_steps if stage.balanced else 0,
+                shared=keys.shared or None,
+                named_parameters=list(learner.module.named_parameters()),
+            )
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self.position = Position()
@@ -223,7 +231,7 @@ class StageLoop:
             "seconds": round(seconds, 4),
         }
         if result.record is not None and result.record.balanced:
-            line |= result.record.to_json()
+            line |= _balance_line(result.record, self.balancer.window)
         self._context.log.write(line)
         scalars = {f"{self.stage.name}/{name}": value for name, value in result.tasks.items()}
         scalars |= {f"{self.stage.name}/{name}": value for name, value in result.parts.items()}
@@ -260,19 +268,19 @@ class StageLoop:
 
     def _finish_epoch(self) -> None:
         position, params = self.position, self._context.config.train_params
-        if params.eval_freq and self._validation_set is not None:
-            if position.epoch % params.eval_freq == 0 or position.epoch == self.stage.epoches:
-                self._validate()
+        due = params.eval_freq and position.epoch % params.eval_freq == 0
+        if self._validation_set is not None and (due or position.epoch == self.stage.epoches):
+            self._validate(self._validation_set)
         if params.save_freq and position.epoch % params.save_freq == 0:
             path = self._context.folder / f"net_epoch{position.epoch}.pth"
             checkpoints.save(path, self.learner.network.state_dict())
             self._forget_old_epochs()
 
-    def _validate(self) -> None:
+    def _validate(self, dataset: CooperativeDataset) -> None:
         position = self.position
         evaluated = evaluate_network(
             self.learner.network,
-            self._validation_set,  # type: ignore[arg-type]  # checked by the caller
+            dataset,
             self._context.config,
             limit=self._block.evaluation.max_samples,
         )
@@ -357,8 +365,23 @@ class StageLoop:
         )
 
 
+def _balance_line(record: BalanceRecord, window: BalanceWindow) -> dict[str, Any]:
+    """Return the log entries of a balanced step; ``cosine`` is that of the first pair of tasks."""
+    entries: dict[str, Any] = {
+        "cosines": record.cosine,
+        "task_norms": record.norms,
+        "task_weights": record.weights,
+        "conflict_rates": window.conflict_rate,
+        "pooled_cosines": window.pooled_cosine,
+    }
+    for pair, cosine in list(record.cosine.items())[:1]:
+        entries["cosine"] = cosine
+        entries["conflict_rate"] = window.conflict_rate.get(pair, 0.0)
+    return entries
+
+
 def _finite(values: dict[str, float]) -> dict[str, float]:
-    return {n: v for n, v in values.items() if v == v and abs(v) != float("inf")}  # noqa: PLR0124
+    return {n: v for n, v in values.items() if v == v and abs(v) != float("inf")}
 
 
 def _mean(values: list[float]) -> float | None:

@@ -118,7 +118,6 @@ def optimiser_step(
         balancer.backward(shares, scaler=scaler)
     if scaler is not None:
         scaler.unscale_(balancer)
-    balancer.combine()
     result.gradient_norm = _clip(balancer, clip_norm)
     if not math.isfinite(result.gradient_norm) and scaler is None:
         return _refuse(result, balancer, batches[-1], "gradient")
@@ -128,7 +127,7 @@ def optimiser_step(
         scaler.step(balancer)
         scaler.update()
         result.taken = math.isfinite(result.gradient_norm)
-    result.record = balancer.last_record if balancer.last_record is not None else None
+    result.record = balancer.last_record
     return result
 
 

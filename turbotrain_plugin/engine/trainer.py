@@ -23,7 +23,7 @@ from turbotrain_plugin.pretraining import transfer_weights
 
 def stage_weights(folder: Path, name: str) -> Path:
     """Return where a finished stage leaves its network."""
-    return folder / f"stage_{name}.pth"
+    return folder / f"stage_{name}.ckpt"
 
 
 class Trainer:
@@ -54,7 +54,7 @@ class Trainer:
                 for index in range(start.stage, len(self.stages)):
                     loop = self._stage(index, context, state if index == start.stage else None)
                     loop.run()
-                    self._hand_on(loop, index)
+                    self._hand_on(loop)
                     state = None
             finally:
                 context.log.close()
@@ -135,7 +135,11 @@ class Trainer:
             for warning in schedule_warnings(keys.free_steps, keys.balance_steps, loop.total_steps):
                 LOG.warning("%s", warning)
 
-    def _hand_on(self, loop: StageLoop, index: int) -> None:
-        """Leave the network of a finished stage, and a checkpoint at the start of the next."""
-        network = loop.learner.network
-        checkpoints.save(stage_weights(self._folder, loop.stage.name), network.state_dict())
+    def _hand_on(self, loop: StageLoop) -> None:
+        """Leave the network of a finished stage for the next one, its heads for the pictures."""
+        state = {
+            "format": checkpoints.FORMAT,
+            "model": loop.learner.network.state_dict(),
+            "learner": loop.learner.module.state_dict(),
+        }
+        checkpoints.save(stage_weights(self._folder, loop.stage.name), state)

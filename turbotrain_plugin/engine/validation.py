@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from turbotrain_plugin.config import RunConfig
-from turbotrain_plugin.data import CooperativeDataset, SampleKey, make_loader
+from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
 from turbotrain_plugin.engine.steps import autocast
 from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode
 from turbotrain_plugin.models import CooperativeNetwork
@@ -45,7 +45,7 @@ def evaluate_network(
     *,
     limit: int = 0,
     draw: int = 0,
-    on_sample: Callable[[int, int], None] | None = None,
+    on_sample: Callable[[], None] | None = None,
 ) -> Evaluated:
     """Evaluate a network; it is in eval mode during the pass and as before afterwards.
 
@@ -55,7 +55,7 @@ def evaluate_network(
         config: The run's configuration.
         limit: Samples at most, spread evenly (0: all).
         draw: Samples whose detections are kept for pictures, spread evenly.
-        on_sample: Called with (done, total) after every sample.
+        on_sample: Called after every sample.
     """
     indices = sample_indices(dataset, limit)
     kept = {indices[i] for i in _spread(len(indices), draw)}
@@ -67,15 +67,9 @@ def evaluate_network(
     drawn: dict[int, DetectedObjects] = {}
     was_training = network.training
     network.eval()
-    loader = make_loader(
-        torch.utils.data.Subset(dataset, indices),
-        batch_size=1,
-        epoch=0,
-        shuffle=False,
-        seed=config.seed,
-    )
+    loader = BatchLoader(dataset, [[raw_key(index)] for index in indices])
     with torch.no_grad():
-        for done, (index, batch) in enumerate(zip(indices, loader, strict=True)):
+        for index, batch in zip(indices, loader, strict=True):
             moved = batch.to(device)
             with autocast(device, config.turbotrain.amp):
                 predictions = network(moved)
@@ -89,7 +83,7 @@ def evaluate_network(
             if index in kept:
                 drawn[index] = detections[0]
             if on_sample is not None:
-                on_sample(done + 1, len(indices))
+                on_sample()
     network.train(was_training)
     return Evaluated(evaluator.compute(), message_bytes, drawn)
 

@@ -75,7 +75,7 @@ def test_aliases(tmp_path: Path) -> None:
     config = load_hypes(write(tmp_path, "train_params: {epochs: 3}\nturbotrain: {balance: {n: 5}}"))
     assert config.train_params.epoches == 3
     assert config.turbotrain.balance.free_steps == 5
-    with pytest.raises(UserError, match="alias are both given"):
+    with pytest.raises(UserError, match=r"alias are both given"):
         load_hypes(write(tmp_path, "train_params: {epochs: 3, epoches: 4}"))
 
 
@@ -130,7 +130,7 @@ def test_overrides_win_and_are_named_in_errors() -> None:
     assert config.root_dir == ("a", "b")
     with pytest.raises(UserError, match=r"^-o optimizer\.lrr=1: unknown key"):
         load_hypes("turbotrain_v2xpnp.yaml", ["optimizer.lrr=1"])
-    with pytest.raises(UserError, match="must read key.sub=value"):
+    with pytest.raises(UserError, match=r"must read key\.sub=value"):
         load_hypes("turbotrain_v2xpnp.yaml", ["optimizer"])
 
 
@@ -159,7 +159,7 @@ def test_finding_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_hypes("turbotrain_v2xpnp.yaml").parent == shipped_hypes_dir()
     own = write(tmp_path, "seed: 9", "turbotrain_v2xpnp.yaml")
     assert find_hypes("turbotrain_v2xpnp.yaml").resolve() == own
-    with pytest.raises(UserError, match="Did you mean 'turbotrain_v2xpnp.yaml'"):
+    with pytest.raises(UserError, match=r"Did you mean 'turbotrain_v2xpnp\.yaml'"):
         find_hypes("turbotrain_v2xpn.yaml")
     with pytest.raises(UserError, match="no hypes file"):
         find_hypes(tmp_path / "sub" / "turbotrain_v2xpnp.yaml")

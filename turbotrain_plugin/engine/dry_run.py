@@ -1,0 +1,195 @@
+"""`train --dry-run`: what would run, how large it is, what one step costs; trains nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Final
+
+import torch
+
+from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.config import RunConfig, to_yaml
+from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
+from turbotrain_plugin.engine.assembly import (
+    SYNTHETIC,
+    build_dataset,
+    build_network,
+    derive_seed,
+    prepare_torch,
+)
+from turbotrain_plugin.engine.optim import build_optimizer
+from turbotrain_plugin.engine.records import LOG, emit
+from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of
+from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner, optimiser_step
+
+PROBE: Final = "synthetic:probe"
+"""One scene with the dense sensors, so that a dry run never makes a large synthetic data set."""
+
+_MEBIBYTE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one optimiser step takes.
+
+    Attributes:
+        seconds: Wall time.
+        memory_mb: Peak memory in MiB.
+        taken: Whether losses and gradients were finite.
+    """
+
+    seconds: float
+    memory_mb: float
+    taken: bool
+
+
+def dry_run(config: RunConfig, device: torch.device) -> list[StepCost]:
+    """Print the resolved file, the parameters, and the cost of one step of every stage.
+
+    On the CPU a step is measured with one sample, whatever the batch size: a full batch of the
+    paper's setting does not fit most machines without a GPU.
+    """
+    prepare_torch(config)
+    emit(to_yaml(config))
+    # Windows with a full history are the dearest; they bound the memory.
+    data = replace(config.turbotrain.data, require_history=True, num_workers=0)
+    measured = replace(config, turbotrain=replace(config.turbotrain, data=data))
+    if any(root.startswith(SYNTHETIC) for root in config.root_dir):
+        measured = replace(measured, root_dir=(PROBE,))
+    costs = []
+    for stage in stages_of(config):
+        kinds = (False, True) if stage.balanced else (False,)
+        costs.extend(_measure(measured, stage, device, balanced=kind) for kind in kinds)
+    return costs
+
+
+def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced: bool) -> StepCost:
+    purpose = "pretrain" if stage.kind == PRETRAIN else "train"
+    dataset = build_dataset(config, "train", purpose)
+    learner = _learner(config, stage, dataset)
+    if not balanced:
+        _print_parameters(learner, stage)
+    learner.module.to(device).train()
+    samples = stage.batch_size if device.type == "cuda" else 1
+    LOG.info("measuring one %s step of %s ...", "balanced" if balanced else "free", stage.name)
+    cost = one_step(config, stage, learner, dataset, samples=samples, balanced=balanced)
+    kind = f"{stage.name}, {'balanced' if balanced else 'free'} step"
+    emit(
+        f"{kind}: {cost.seconds:.1f} s, peak memory {cost.memory_mb:.0f} MiB, "
+        f"batch of {samples} on {device}"
+        + ("" if samples == stage.batch_size else f" (the file says {stage.batch_size})")
+        + ("" if cost.taken else "  NOT FINITE")
+    )
+    if not balanced and not config.root_dir[0].startswith(SYNTHETIC):
+        steps = -(-len(dataset) // stage.batch_size) * stage.epoches
+        hours = steps * cost.seconds * stage.batch_size / samples / 3600
+        emit(f"{stage.name}: {steps} steps, about {hours:.1f} h at this pace")
+    return cost
+
+
+def one_step(
+    config: RunConfig,
+    stage: Stage,
+    learner: Learner,
+    dataset: CooperativeDataset,
+    *,
+    samples: int,
+    balanced: bool,
+) -> StepCost:
+    """Run one optimiser step and return what it took."""
+    device = next(learner.module.parameters()).device
+    keys = [SampleKey(0, index % len(dataset)) for index in range(samples)]
+    batch = next(iter(BatchLoader(dataset, [keys]))).to(device)
+    balancer = GradientBalancer(
+        build_optimizer(stage.optimizer, learner.module.parameters()),
+        method=config.turbotrain.balance.method if balanced else "none",
+        free_steps=0 if balanced else 1,
+        balance_steps=1 if balanced else 0,
+        named_parameters=list(learner.module.named_parameters()),
+    )
+    generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
+    with PeakMemory(device) as memory:
+        begin = time.perf_counter()
+        result = optimiser_step(
+            learner,
+            [batch],
+            balancer,
+            None,
+            amp=config.turbotrain.amp,
+            clip_norm=stage.optimizer.clip_norm,
+            generator=generator,
+        )
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - begin
+    return StepCost(seconds, memory.peak_mb, result.taken)
+
+
+def _learner(config: RunConfig, stage: Stage, dataset: CooperativeDataset) -> Learner:
+    network = build_network(config, dataset)
+    if stage.kind == PRETRAIN:
+        return PretrainLearner(network, dataset.grid, config.turbotrain.pretrain)
+    return FinetuneLearner(network, config.loss.args)
+
+
+def _print_parameters(learner: Learner, stage: Stage) -> None:
+    total = sum(p.numel() for p in learner.module.parameters())
+    emit(f"\nstage {stage.name}: {total / 1e6:.3f} M parameters")
+    for name, module in learner.network.named_children():
+        count = sum(p.numel() for p in module.parameters())
+        if count:
+            emit(f"  {name:<20} {count / 1e6:8.3f} M")
+
+
+class PeakMemory:
+    """Peak memory of a block: the allocator's on CUDA, the resident set's on the CPU (sampled)."""
+
+    SECONDS: Final = 0.02
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peak_mb = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._device.type == "cuda":
+            self.peak_mb = torch.cuda.max_memory_allocated(self._device) / _MEBIBYTE
+            return
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.is_set():
+            self.peak_mb = max(self.peak_mb, resident_mb())
+            self._done.wait(self.SECONDS)
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process in MiB; its peak, or 0, where it is hidden."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0.0
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - not a real file
+            return int(file.read().split()[1]) * resource.getpagesize() / _MEBIBYTE
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / _MEBIBYTE if sys.platform == "darwin" else peak / 1024

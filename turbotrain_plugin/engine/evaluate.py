@@ -1,0 +1,85 @@
+"""The `evaluate` command: metrics, tables and pictures of a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.pictures import draw_all
+from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
+from turbotrain_plugin.engine.validation import Evaluated, evaluate_network
+from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.reporting import results_csv, results_table
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    device: torch.device,
+    split: str = "test",
+    epoch: int | None = None,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run and write results.json, results.csv, protocol.yaml and pictures.
+
+    Args:
+        folder: Run folder.
+        device: Where to compute.
+        split: ``train``, ``validate`` or ``test``.
+        epoch: Which ``net_epoch{N}.pth``; the best checkpoint without it.
+        overrides: ``key=value`` entries; they are in the protocol.
+        out: Where to write; the run folder without it.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: When the folder holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
+    config = load_hypes(folder / "config.yaml", overrides)
+    prepare_torch(config)
+    weights_file = checkpoints.find_weights(folder, epoch)
+    dataset = build_dataset(config, split, "evaluate")
+    network = build_network(config, dataset)
+    weights = checkpoints.model_weights(checkpoints.load(weights_file))
+    checkpoints.load_weights(network, weights, weights_file)
+    network.to(device)
+    LOG.info("evaluating %s on %d samples of %s", weights_file, len(dataset), dataset.split)
+    with Progress("evaluate", len(dataset)) as progress:
+        evaluated = evaluate_network(
+            network,
+            dataset,
+            config,
+            draw=config.turbotrain.evaluation.pictures,
+            on_sample=progress.advance,
+        )
+    results = _results(folder, config, evaluated)
+    out = folder if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)
+    write_text(out / "results.csv", results_csv(results))
+    write_text(out / "protocol.yaml", yaml.safe_dump(results["protocol"], sort_keys=False))
+    emit(results_table(results))
+    pictures = draw_all(config, folder, out, dataset, evaluated, device)
+    emit("\n".join(["", "pictures:", *(f"  {path}" for path in pictures)]))
+    emit(f"results:\n  {out / 'results.json'}")
+    return results
+
+
+def _results(folder: Path, config: RunConfig, evaluated: Evaluated) -> dict[str, Any]:
+    results = evaluated.result.to_json()
+    results["message_bytes"] = evaluated.message_bytes
+    last = folder / checkpoints.LAST
+    results["stages"] = checkpoints.load_run_state(last)["stage_records"] if last.exists() else []
+    results["name"] = config.name
+    return results
