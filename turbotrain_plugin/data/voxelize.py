@@ -82,19 +82,21 @@ def voxelize_cloud(
     shift = max(1, len(inside).bit_length())
     packed = np.sort((keys << shift) | np.arange(len(inside)))
     place, key = packed & ((1 << shift) - 1), packed >> shift
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
     sizes = np.diff(starts, append=len(key))
     # Voxels in the order they were opened, cut at the limit.
-    opened = np.argsort(place[starts])[:max_voxels]
+    opener = np.full(len(key), -1)
+    opener[place[starts]] = np.arange(len(starts))
+    opened = opener[opener >= 0][:max_voxels]
     number = np.full(len(starts), -1)
     number[opened] = np.arange(len(opened))
     voxel = np.repeat(number, sizes)
     slot = np.arange(len(key)) - np.repeat(starts, sizes)
-    taken = (voxel >= 0) & (slot < max_points)
-    grouped = np.zeros((len(opened), max_points, 4), np.float32)
-    grouped[voxel[taken], slot[taken]] = points[inside[place[taken]], :4]
+    taken = np.flatnonzero((voxel >= 0) & (slot < max_points))
+    grouped = np.zeros((len(opened) * max_points, 4), np.float32)
+    grouped[voxel[taken] * max_points + slot[taken]] = points.take(inside[place[taken]], axis=0)
     return VoxelCloud(
-        points=grouped,
+        points=grouped.reshape(len(opened), max_points, 4),
         coordinates=_unravel(key[starts[opened]], grid),
         counts=np.minimum(sizes[opened], max_points).astype(np.int32),
         in_range=len(inside),
@@ -113,11 +115,16 @@ def inside_range(
 def _voxel_columns(points: NDArray[np.float32], grid: BevGrid) -> NDArray[np.int64]:
     """Return (P,) the linear voxel index (z slowest, x fastest), -1 outside the range or NaN."""
     nx, ny, nz = grid.voxel_counts
-    scaled = (points[:, :3] - np.asarray(grid.range_m[:3])) / np.asarray(grid.voxel_m)
-    inside = ((scaled >= 0) & (scaled < (nx, ny, nz))).all(axis=1)  # False for NaN
-    x, y, z = scaled[inside].astype(np.int64).T
-    columns = np.full(len(points), -1)
-    columns[inside] = (z * ny + y) * nx + x
+    inside = np.ones(len(points), dtype=bool)
+    columns = np.zeros(len(points), np.int64)
+    # Axis by axis: whole-column arithmetic is several times faster than that on (P, 3) rows.
+    for axis, count, step in ((2, nz, ny * nx), (1, ny, nx), (0, nx, 1)):
+        scaled = (points[:, axis] - np.float64(grid.range_m[axis])) / grid.voxel_m[axis]
+        within = (scaled >= 0) & (scaled < count)  # False for NaN
+        scaled[~within] = 0.0
+        columns += scaled.astype(np.int64) * step
+        inside &= within
+    columns[~inside] = -1
     return columns
 
 

@@ -86,9 +86,9 @@ def test_cost_is_linear() -> None:
         points = (rng.normal(size=(count, 4)) * (30, 15, 1, 1)).astype(np.float32)
         best = np.inf
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             voxelize(points, grid, 5, 70_000, rng)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return float(best)
 
     seconds(1000)
