@@ -146,7 +146,7 @@ def _cloud_stems(folder: Path) -> set[int]:
 
 def _missing(frames: set[int], what: str, agent: int | None, note: _Notes) -> None:
     if frames:
-        note.warning(agent, min(frames), f"{len(frames)} {what}, first {min(frames):06d}")
+        note.warning(agent, min(frames), f"{len(frames)} {what}")
 
 
 def _read_labels(scene: SceneIndex, check: SceneCheck, note: _Notes) -> Frames:
