@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from helpers.made_scenes import junction_scene, write_root
+from tests.helpers.made_scenes import junction_scene, write_root
 from turbotrain_plugin.config import RunConfig, load_hypes
 
 HYPES = """
@@ -23,7 +23,8 @@ validate_dir: {root}
 test_dir: {root}
 train_params: {{batch_size: 2, epoches: 2, max_cav: 3}}
 preprocess:
-  args: {{voxel_size: [2.0, 2.0, 8.0], max_points_per_voxel: 4, max_voxel_train: 200, max_voxel_test: 200}}
+  args:
+    {{voxel_size: [2, 2, 8], max_points_per_voxel: 4, max_voxel_train: 200, max_voxel_test: 200}}
   cav_lidar_range: [-32, -32, -5, 32, 32, 3]
 data_augment:
   - {{NAME: random_world_flip, ALONG_AXIS_LIST: [x]}}

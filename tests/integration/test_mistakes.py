@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.tiny_run import command, environment, run_command, tiny_config, write_hypes
+from tests.helpers.tiny_run import command, environment, run_command, tiny_config, write_hypes
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.records import make_run_folder
 from turbotrain_plugin.engine.trainer import Trainer

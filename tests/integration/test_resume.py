@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.tiny_run import (
+from tests.helpers.tiny_run import (
     assert_same_state,
     command,
     environment,
@@ -156,4 +157,4 @@ def test_balanced_steps_follow_the_schedule(finished: Path) -> None:
 def test_learning_rate_follows_the_cosine(finished: Path) -> None:
     rates = [s["lr"] for s in steps_of(finished) if s["stage"] == "balance" and "lr" in s]
     assert rates[0] == pytest.approx(2e-3)
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
