@@ -67,7 +67,8 @@ class GradientBalancer(Optimizer):
             instead of numbers in messages.
 
     Attributes:
-        last_record: What the last step did; None before the first.
+        last_record: What the last step did; None before the first, from ``backward`` until
+            ``step``, and after a step that a ``GradScaler`` skipped.
         window: Running figures over the current cycle's balanced steps.
 
     Raises:
@@ -184,6 +185,9 @@ class GradientBalancer(Optimizer):
             ValueError: If ``losses`` is empty or a loss is no scalar tensor.
         """
         _check_losses(losses)
+        if self._losses and self._cleared_by_others():
+            self._forget_step()
+        self.last_record = None
         self._losses.append({task: loss.detach() for task, loss in losses.items()})
         active = {task: loss for task, loss in losses.items() if loss.requires_grad}
         if not active:
@@ -268,6 +272,10 @@ class GradientBalancer(Optimizer):
         if not found and self._decision is not None:
             found = "" if bool(self._decision.gramian.isfinite().all()) else "the Gramian overflows"
         return found
+
+    def _cleared_by_others(self) -> bool:
+        """Return whether ``model.zero_grad()`` ended a step that a scaler skipped."""
+        return all(p.grad is None for group in self.param_groups for p in group["params"])
 
     def _forget_step(self) -> None:
         """Drop what was gathered for the step under way."""

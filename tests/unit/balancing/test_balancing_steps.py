@@ -360,6 +360,45 @@ def test_clearing_through_the_model_is_enough(
         torch.testing.assert_close(gradient, once[name])
 
 
+def test_steps_are_apart_without_clearing_through_the_balancer(
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
+) -> None:
+    model = make_model()
+    balancer = make_balancer(model, free_steps=1, balance_steps=1)
+    kinds = []
+    for _ in range(4):
+        model.zero_grad()
+        balancer.backward(model(inputs))
+        balancer.step()
+        assert balancer.last_record is not None
+        kinds.append(balancer.last_record.balanced)
+    assert kinds == [False, True, False, True]
+
+
+def test_a_step_given_up_is_forgotten(
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
+) -> None:
+    model = make_model()
+    balancer = make_balancer(model)
+    balancer.backward({task: loss * float("nan") for task, loss in model(inputs).items()})
+    balancer.zero_grad(set_to_none=False)
+    balancer.backward(model(inputs))
+    balancer.step()
+    assert balancer.steps_taken == 1
+
+
+def test_the_graph_is_freed(
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
+) -> None:
+    model = make_model()
+    balancer = make_balancer(model)
+    for _ in range(2):  # the first with the self-check
+        losses = model(inputs)
+        balancer.backward(losses)
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            losses["detection"].backward()
+
+
 def test_gradients_lie_in_memory_as_their_parameters_do(make_balancer: MakeBalancer) -> None:
     torch.manual_seed(0)
     trunk = nn.Conv2d(3, 4, 3)
