@@ -22,11 +22,13 @@ from turbotrain_plugin.config import (
     PretrainConfig,
     TemporalConfig,
 )
+from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.models import build_model
 from turbotrain_plugin.pretraining import MaskedPretrainer, column_index, mask_columns
 from turbotrain_plugin.structures import Batch, FusionContext, FusionOutput, UserError
 
 _GRID = small_grid(8)
+_SECOND_GRID = small_grid(8, stride=8, voxel_z=0.2)
 _FRAMES = 2
 
 
@@ -53,11 +55,19 @@ def _pretrainer(
     return MaskedPretrainer(network, _GRID, config or PretrainConfig())
 
 
-def _batch(seed: int = 0, record_len: tuple[int, ...] = (2, 1)) -> Batch:
+def _batch(seed: int = 0, record_len: tuple[int, ...] = (2, 1), grid: BevGrid = _GRID) -> Batch:
     shape = MadeShape(voxels_per_map=60)
-    return make_batch(
-        grid=_GRID, record_len=record_len, hist_frames=_FRAMES, seed=seed, shape=shape
+    return make_batch(grid=grid, record_len=record_len, hist_frames=_FRAMES, seed=seed, shape=shape)
+
+
+def _second(config: PretrainConfig) -> MaskedPretrainer:
+    pytest.importorskip("spconv")
+    torch.manual_seed(0)
+    args = _args(encoder=EncoderConfig(core_method="second", widths=(4, 4, 8, 8)))
+    network = build_model(
+        args, _SECOND_GRID, hist_frames=_FRAMES, future_steps=6, anchors_per_cell=2
     )
+    return MaskedPretrainer(network, _SECOND_GRID, config)
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -329,6 +339,48 @@ def test_steps_on_one_batch_lower_both_losses() -> None:
         history.append([loss.item() for loss in losses.tasks.values()])
     assert history[-1][0] < 0.8 * history[0][0]
     assert history[-1][1] < 0.8 * history[0][1]
+
+
+# ------------------------------------------------------------------------------ the paper's encoder
+
+
+@_MODES
+def test_second_at_ratio_zero_is_the_fine_tuning_feature_bit_by_bit(mode: str) -> None:
+    pretrainer = _second(PretrainConfig(mask=MaskConfig(ratio=0.0, mode=mode))).eval()
+    batch = _batch(grid=_SECOND_GRID)
+    nothing = torch.zeros(len(batch.voxels.points), dtype=torch.bool)
+    network = pretrainer.network
+    agents = network.fuse_time(network.encode(batch.voxels), batch.frame_valid)
+    expected = network.fuse_agents(agents, network.context(batch)).features
+    features, _ = pretrainer.fused_features(batch, nothing)
+    assert torch.equal(features, expected)
+
+
+@_MODES
+def test_second_is_trained_through_time_and_agents(mode: str) -> None:
+    pretrainer = _second(PretrainConfig(mask=MaskConfig(mode=mode)))
+    losses, _ = pretrainer(_batch(grid=_SECOND_GRID), _seeded())
+    losses.total().backward()
+    trained = _with_gradient(pretrainer)
+    assert {"encoder", "neck", "temporal", "fusion"} <= trained
+    assert ("mask_token" in trained) is (mode == "token_sites")
+
+
+@_MODES
+@pytest.mark.parametrize("encoder", ["pillars", "second"])
+def test_maps_of_one_column_are_hidden_whole(mode: str, encoder: str) -> None:
+    """With one column per map nothing is left to see; the step must still be sound."""
+    config = PretrainConfig(mask=MaskConfig(mode=mode))
+    grid = _GRID if encoder == "pillars" else _SECOND_GRID
+    pretrainer = _pretrainer(config) if encoder == "pillars" else _second(config)
+    batch = _batch(grid=grid)
+    first = torch.diff(batch.voxels.coordinates[:, 0], prepend=torch.tensor([-1])) != 0
+    for name in ("points", "coordinates", "point_counts"):
+        setattr(batch.voxels, name, getattr(batch.voxels, name)[first])
+    losses, output = pretrainer(batch, _seeded())
+    losses.total().backward()
+    assert output.masked.all()
+    assert torch.isfinite(losses.total())
 
 
 # -------------------------------------------------------------------------------------- refusals
