@@ -100,60 +100,76 @@ def hull_iou(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _near_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices of pairs whose hulls touch; the other pairs share nothing."""
+    """Return the indices of pairs whose hulls touch; the other pairs share nothing.
+
+    A sweep along x: b is sorted by its lower x, so that the partners of a box of a lie in one run.
+    """
+    if not len(a) or not len(b):
+        none = torch.zeros(0, dtype=torch.int64, device=a.device)
+        return none, none
     low_a, high_a = _hulls(a)
     low_b, high_b = _hulls(b)
-    apart = (low_a[:, None, 0] > high_b[:, 0]) | (low_b[:, 0] > high_a[:, None, 0])
-    apart |= (low_a[:, None, 1] > high_b[:, 1]) | (low_b[:, 1] > high_a[:, None, 1])
-    first, second = torch.nonzero(~apart, as_tuple=True)
-    return first, second
+    low_x, order = torch.sort(low_b[0])
+    widest = (high_b[0] - low_b[0]).max()
+    start = torch.searchsorted(low_x, low_a[0] - widest)
+    run = (torch.searchsorted(low_x, high_a[0], right=True) - start).clamp_min(0)
+    first = torch.repeat_interleave(run)
+    place = torch.arange(len(first), device=a.device) + (start - run.cumsum(0) + run)[first]
+    second = order[place]
+    touch = (high_b[0][second] >= low_a[0][first]) & (low_b[1][second] <= high_a[1][first])
+    touch &= high_b[1][second] >= low_a[1][first]
+    return first[touch], second[touch]
 
 
 def _hulls(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    values = boxes.double()
-    cos, sin = torch.cos(values[:, 6]).abs(), torch.sin(values[:, 6]).abs()
-    length, width = values[:, 3], values[:, 4]
-    half = torch.stack([length * cos + width * sin, length * sin + width * cos], dim=-1) / 2
-    return values[:, :2] - half, values[:, :2] + half
+    """Return the lower and the upper x, y, each (2, N), of the axis-aligned hulls."""
+    values = boxes.double().T.contiguous()
+    cos, sin = torch.cos(values[6]).abs(), torch.sin(values[6]).abs()
+    half = torch.stack([values[3] * cos + values[4] * sin, values[3] * sin + values[4] * cos]) / 2
+    return values[:2] - half, values[:2] + half
 
 
 def _iou_of_pairs(a: Tensor, b: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    rows_a, rows_b = _rows(a), _rows(b)
     parts = [
-        _iou_of_chunk(
-            a[first[start : start + _CHUNK]].double(), b[second[start : start + _CHUNK]].double()
-        )
-        for start in range(0, len(first), _CHUNK)
+        _iou_of_chunk(rows_a[:, first[k : k + _CHUNK]], rows_b[:, second[k : k + _CHUNK]])
+        for k in range(0, len(first), _CHUNK)
     ]
     return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float64)
 
 
+def _rows(boxes: Tensor) -> Tensor:
+    """Return (6, N) float64 x, y, length, width, cos, sin: columns that lie together in memory."""
+    values = boxes.double().T
+    return torch.stack([*values[:2], *values[3:5], torch.cos(values[6]), torch.sin(values[6])])
+
+
 def _iou_of_chunk(a: Tensor, b: Tensor) -> Tensor:
     shared = _shared_area(a, b)
-    union = a[:, 3] * a[:, 4] + b[:, 3] * b[:, 4] - shared
+    union = a[2] * a[3] + b[2] * b[3] - shared
     return torch.where(union > 0, shared / union.clamp_min(1e-300), 0.0).clamp(0.0, 1.0)
 
 
 def _shared_area(a: Tensor, b: Tensor) -> Tensor:
-    """Return (K,) area common to each pair of boxes (K, 7), by the sum over the edges of a."""
+    """Return (K,) area common to each pair of `_rows` (6, K), by the sum over the edges of a."""
     x, y = _corners_in_frame_of(a, b)
-    half_length, width = b[:, 3:4] / 2, b[:, 4:5]
+    half_length, width = b[2] / 2, b[3]
     y = y + width / 2  # the rectangle's lower side is y = 0, its upper side y = width
-    x_end, y_end = x.roll(-1, dims=1), y.roll(-1, dims=1)
+    x_end, y_end = x.roll(-1, dims=0), y.roll(-1, dims=0)
     run = x_end - x
     slope = torch.where(run != 0, (y_end - y) / torch.where(run != 0, run, 1.0), 0.0)
-    x_from = torch.minimum(torch.maximum(x, -half_length), half_length)
-    x_to = torch.minimum(torch.maximum(x_end, -half_length), half_length)
+    x_from = x.clamp(-half_length, half_length)
+    x_to = x_from.roll(-1, dims=0)
     height = _mean_height(y + (x_from - x) * slope, y + (x_to - x) * slope, width)
     # Counterclockwise, the upper edges run towards smaller x.
-    return ((x_from - x_to) * height).sum(dim=1).clamp_min(0.0)
+    return ((x_from - x_to) * height).sum(dim=0).clamp_min(0.0)
 
 
 def _mean_height(y0: Tensor, y1: Tensor, width: Tensor) -> Tensor:
     """Return the mean of y, limited to [0, width], along straight edges from y0 to y1."""
     low, high = torch.minimum(y0, y1), torch.maximum(y0, y1)
     zero = torch.zeros_like(width)
-    low_in = torch.minimum(torch.maximum(low, zero), width)
-    high_in = torch.minimum(torch.maximum(high, zero), width)
+    low_in, high_in = low.clamp(zero, width), high.clamp(zero, width)
     within = (low_in + high_in) / 2 * (high_in - low_in)
     above = width * (high - torch.maximum(low, width)).clamp_min(0.0)
     rise = high - low
@@ -161,18 +177,15 @@ def _mean_height(y0: Tensor, y1: Tensor, width: Tensor) -> Tensor:
 
 
 def _corners_in_frame_of(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and y, each (K, 4), of the corners of a, counterclockwise, in the frame of b."""
-    offset = a[:, :2] - b[:, :2]
-    cos_b, sin_b = torch.cos(b[:, 6]), torch.sin(b[:, 6])
-    centre_x = offset[:, 0] * cos_b + offset[:, 1] * sin_b
-    centre_y = offset[:, 1] * cos_b - offset[:, 0] * sin_b
-    turn = a[:, 6] - b[:, 6]
-    cos, sin = torch.cos(turn)[:, None], torch.sin(turn)[:, None]
-    along = a[:, 3:4] * a.new_tensor([0.5, -0.5, -0.5, 0.5])
-    across = a[:, 4:5] * a.new_tensor([0.5, 0.5, -0.5, -0.5])
-    x = centre_x[:, None] + along * cos - across * sin
-    y = centre_y[:, None] + along * sin + across * cos
-    return x, y
+    """Return x and y, each (4, K), of the corners of a, counterclockwise, in the frame of b."""
+    x, y, length, width, cos_a, sin_a = a
+    offset_x, offset_y, cos_b, sin_b = x - b[0], y - b[1], b[4], b[5]
+    cos, sin = cos_a * cos_b + sin_a * sin_b, sin_a * cos_b - cos_a * sin_b
+    along = a.new_tensor([[0.5], [-0.5], [-0.5], [0.5]]) * length
+    across = a.new_tensor([[0.5], [0.5], [-0.5], [-0.5]]) * width
+    x_in_b = offset_x * cos_b + offset_y * sin_b + along * cos - across * sin
+    y_in_b = offset_y * cos_b - offset_x * sin_b + along * sin + across * cos
+    return x_in_b, y_in_b
 
 
 def _check(boxes: Tensor, name: str) -> None:
