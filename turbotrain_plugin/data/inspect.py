@@ -38,6 +38,8 @@ class VerifyReport:
     Attributes:
         roots: Folders as given.
         scenes: Scenes looked at.
+        label_steps: Usual distance of label frames in 10 Hz frames; several where scenes differ.
+        cloud_steps: The same of clouds.
         label_files: Label files read without error.
         clouds_read: Clouds read whole.
         points_outside_z: Share of points outside ``z_range_m``, of the clouds read.
@@ -50,6 +52,8 @@ class VerifyReport:
 
     roots: tuple[str, ...]
     scenes: int
+    label_steps: tuple[int, ...]
+    cloud_steps: tuple[int, ...]
     label_files: int
     clouds_read: int
     points_outside_z: float
@@ -77,6 +81,8 @@ class VerifyReport:
         kinds = Counter(finding.severity for finding in self.findings)
         lines = [
             f"scenes            {self.scenes}",
+            f"frame steps       labels {_joined(self.label_steps)}, clouds "
+            f"{_joined(self.cloud_steps)} (1 is 10 Hz)",
             f"label files       {self.label_files}",
             f"clouds read       {self.clouds_read}",
             f"points outside z  {self.points_outside_z:.1%} (z in [{low:g}, {high:g}] m)",
@@ -127,6 +133,8 @@ def verify_root(
     return VerifyReport(
         roots=tuple(str(root) for root in roots),
         scenes=len(scenes),
+        label_steps=tuple(sorted({check.label_step for check in checks})),
+        cloud_steps=tuple(sorted({check.cloud_step for check in checks})),
         label_files=sum(check.label_files for check in checks),
         clouds_read=sum(check.clouds_read for check in checks),
         points_outside_z=sum(check.points_outside_z for check in checks) / max(points, 1),
@@ -151,6 +159,10 @@ def _overlaps(scenes: Sequence[SceneIndex]) -> list[Finding]:
 
 def _listed(scenes: Sequence[SceneIndex]) -> str:
     return " and ".join(str(scene.folder.parent) for scene in scenes)
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return "/".join(map(str, numbers))
 
 
 def _metres(value: float | None) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,8 @@ class SceneCheck:
 
     Attributes:
         findings: In the order of the checks.
+        label_step: Usual distance of label frames, in 10 Hz frames.
+        cloud_step: The same of clouds.
         label_files: Label files read.
         clouds_read: Clouds read whole (a sample of all).
         points: Points in them.
@@ -69,6 +71,8 @@ class SceneCheck:
     """
 
     findings: list[Finding] = field(default_factory=list)
+    label_step: int = 1
+    cloud_step: int = 1
     label_files: int = 0
     clouds_read: int = 0
     points: int = 0
@@ -88,7 +92,7 @@ def check_scene(
     """
     check = SceneCheck()
     note = _Notes(scene.name, check.findings)
-    _check_index(scene, note)
+    _check_index(scene, check, note)
     frames = _read_labels(scene, check, note)
     _check_boxes(frames, note)
     _check_identities(frames, note)
@@ -121,23 +125,39 @@ class _Notes:
 # -------------------------------------------------------------------------------- files and times
 
 
-def _check_index(scene: SceneIndex, note: _Notes) -> None:
+def _check_index(scene: SceneIndex, check: SceneCheck, note: _Notes) -> None:
     if not any(frames.cloud_frames for frames in scene.agents.values()):
         note.error(None, None, "empty scene: no agent has a frame with both .yaml and .bin")
     sets = {agent_id: set(frames.cloud_frames) for agent_id, frames in scene.agents.items()}
+    check.label_step = _step([frames.label_frames for frames in scene.agents.values()])
+    check.cloud_step = _step([frames.cloud_frames for frames in scene.agents.values()])
     for agent_id, frames in scene.agents.items():
         labels = set(frames.label_frames)
         clouds = _cloud_stems(scene.folder / str(agent_id))
-        _missing(
-            labels - clouds, "label files without .bin (used for futures only)", agent_id, note
-        )
+        # A root may keep clouds at fewer frames than labels: only those of its rhythm are missed.
+        expected = _rhythm(labels, min(clouds & labels, default=0), check.cloud_step) & labels
+        unseen = (expected if clouds & labels else labels) - clouds
+        _missing(unseen, "label files without .bin (used for futures only)", agent_id, note)
         _missing(clouds - labels, ".bin files without .yaml (left out)", agent_id, note)
-        if labels:
-            gaps = set(range(min(labels), max(labels) + 1)) - labels
-            _missing(gaps, "frames missing inside the recording (time gaps)", agent_id, note)
+        gaps = _rhythm(labels, min(labels, default=0), check.label_step) - labels
+        _missing(gaps, "frames missing inside the recording (time gaps)", agent_id, note)
     if len(sets) > 1:
         union, common = set.union(*sets.values()), set.intersection(*sets.values())
         _missing(union - common, "frames that not all agents have", None, note)
+
+
+def _step(agents: Sequence[Sequence[int]]) -> int:
+    """Return the usual distance of two frames: 1 at 10 Hz, 5 where every fifth was kept."""
+    steps = Counter(b - a for frames in agents for a, b in pairwise(frames))
+    return steps.most_common(1)[0][0] if steps else 1
+
+
+def _rhythm(frames: set[int], start: int, step: int) -> set[int]:
+    """Return every ``step``-th frame through ``start``, within the span of ``frames``."""
+    if not frames:
+        return set()
+    first = min(frames) + (start - min(frames)) % step
+    return set(range(first, max(frames) + 1, step))
 
 
 def _cloud_stems(folder: Path) -> set[int]:

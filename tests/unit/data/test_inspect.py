@@ -71,6 +71,39 @@ def test_missing_files_and_gaps(root: Path) -> None:
     assert (one.agent, one.frame) == (None, 2)
 
 
+def keep_every(root: Path, suffix: str, step: int) -> None:
+    for path in (root / "train" / NAME).glob(f"*/*.{suffix}"):
+        if int(path.stem) % step != 1 % step:
+            path.unlink()
+
+
+def test_thinned_recordings_have_a_rhythm_not_gaps(tmp_path: Path) -> None:
+    """Roots may keep clouds, or clouds and labels, at every fifth frame only."""
+    root = write_root(tmp_path, {"train": [clean_scene(frames=33)]}, with_map=False)
+    keep_every(root, "bin", 5)
+    report = verify_root([root])
+    assert report.findings == ()
+    assert (report.label_steps, report.cloud_steps) == ((1,), (5,))
+    (root / "train" / NAME / "1" / "000031.bin").unlink()
+    (one,) = said(verify_root([root]), "without .bin")
+    assert (one.agent, one.frame) == (1, 31)
+
+    keep_every(root, "yaml", 5)
+    (root / "train" / NAME / "2" / "000016.yaml").unlink()
+    report = verify_root([root])
+    assert (report.label_steps, report.cloud_steps) == ((5,), (5,))
+    assert "labels 5, clouds 5" in report.table()
+    (one,) = said(report, "time gaps")
+    assert (one.agent, one.frame, one.message[:2]) == (2, 16, "1 ")
+
+
+def test_agent_without_any_cloud(root: Path) -> None:
+    for path in (root / "train" / NAME / "2").glob("*.bin"):
+        path.unlink()
+    (one,) = said(verify_root([root]), "without .bin")
+    assert (one.agent, one.message[:2]) == (2, "6 ")
+
+
 def test_damaged_labels_are_all_named_and_the_rest_is_read(root: Path) -> None:
     folder = root / "train" / NAME / "2"
     for frame in range(4):
