@@ -33,7 +33,7 @@ HEDGE: Final = GROUND - 3
 """Owners of hits on what is never labelled."""
 
 _SET_BACK_M: Final = 12.0
-_FURNITURE_M: Final = ROADS.half_width_m + 0.45
+_FURNITURE_M: Final = ROADS.half_width_m + 0.65
 """Poles and bins stand here, between the kerb and where people walk."""
 _INTENSITY: Final = {BUILDING: 0.7, POLE: 0.45, HEDGE: 0.3}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from turbotrain_plugin.synthetic.objects import VEHICLE_TYPES, SceneObjects
+from turbotrain_plugin.synthetic.objects import SceneObjects
 
 __all__ = ["boxes_overlap", "first_collision"]
 
@@ -13,10 +13,9 @@ F64 = NDArray[np.float64]
 
 
 def first_collision(objects: SceneObjects) -> tuple[int, int, int] | None:
-    """Return (frame, index, index) of the first overlap that involves a vehicle; None if none."""
+    """Return (frame, index, index) of the first overlap; None if none."""
     reach = np.hypot(objects.half_sizes[:, 0], objects.half_sizes[:, 1])
-    vehicle = np.array([kind in VEHICLE_TYPES for kind in objects.types], dtype=bool)
-    matters = np.triu(vehicle[:, None] | vehicle[None, :], k=1)
+    matters = np.triu(np.ones((len(reach), len(reach)), np.bool_), k=1)
     for frame in range(len(objects.xy)):
         xy, there = objects.xy[frame], objects.present[frame]
         apart = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))

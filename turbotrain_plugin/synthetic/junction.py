@@ -45,7 +45,7 @@ STOP_LINE_M: Final = 21.0
 """Distance of the stop lines from the middle; also where the lanes that lead out begin."""
 CROSSWALK_M: Final = (15.5, 19.5)
 """Near and far edge of every crosswalk, along its arm."""
-WALK_OFFSETS_M: Final = (12.5, 13.8)
+WALK_OFFSETS_M: Final = (12.9, 13.6)
 """Strip of the sidewalks that people use (lamps and bins stand nearer to the kerb)."""
 ROADS: Final = CrossRoads(half_width_m=11.25, corner_radius_m=8.0)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.synthetic.blocks import stand_still
-from turbotrain_plugin.synthetic.junction import ARM_LENGTH_M, PARKING_OFFSET_M, arm_points
+from turbotrain_plugin.synthetic.junction import ARM_LENGTH_M, ROADS, arm_points
 from turbotrain_plugin.synthetic.objects import SceneObjects
 from turbotrain_plugin.synthetic.traffic import draw_types
 
@@ -18,6 +18,9 @@ F64 = NDArray[np.float64]
 
 PARKING_M: Final = (30.0, ARM_LENGTH_M - 4.0)
 """Beginning and end of the parking lanes, along an arm."""
+
+_KERB_SIDE_M: Final = ROADS.half_width_m - 0.1
+"""Where the side next to the kerb is."""
 
 
 def draw_parked(count: int, frames: int, rng: np.random.Generator) -> SceneObjects:
@@ -37,7 +40,7 @@ def draw_parked(count: int, frames: int, rng: np.random.Generator) -> SceneObjec
         if along + size[0] > PARKING_M[1]:
             continue
         strips[strip].append(along + size[0])
-        offset = side * PARKING_OFFSET_M + rng.normal(0, 0.06)
+        offset = side * (_KERB_SIDE_M - size[1] + rng.normal(0, 0.03))
         types.append(kind)
         half.append(size)
         xy.append(arm_points(arm, np.array([along]), np.array([offset]))[0])

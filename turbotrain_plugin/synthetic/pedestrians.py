@@ -61,7 +61,7 @@ def draw_people(
         frames: T, frames at 10 Hz.
         rng: Source of all randomness.
     """
-    times: F64 = np.arange(-round(_LEAD_S / _STEP_S), frames) * _STEP_S
+    times: F64 = _STEP_S * np.arange(-round(_LEAD_S / _STEP_S), frames, dtype=np.float64)
     wanted = 0 if rng.random() < 0.15 else int(rng.integers(20, 51))
     riders = int(rng.integers(0, 5)) if wanted else 0
     accepted: list[_Person] = []
@@ -79,7 +79,7 @@ def _draw(rider: bool, signals: Signals, times: F64, rng: np.random.Generator) -
         kind = str(
             rng.choice(["BicycleRider", "ScooterRider", "MotorcyleRider"], p=[0.6, 0.3, 0.1])
         )
-        return _walk(kind, rng.uniform(2.0, 5.0), WALK_OFFSETS_M[1] + 0.4, times, rng)
+        return _walk(kind, rng.uniform(2.0, 5.0), WALK_OFFSETS_M[1] + 0.5, times, rng)
     kind = str(rng.choice(["Pedestrian", "Child", "RoadWorker"], p=[0.85, 0.1, 0.05]))
     what = rng.random()
     if what < _STANDING:
@@ -132,16 +132,19 @@ def _cross(
     offset = rng.uniform(*WALK_OFFSETS_M)
     edge = side * _CROSSWALK_EDGE_M
     beyond = rng.uniform(5, 60)
+    walk = side * offset
     corners = np.array(
         [
-            [place + 30.0, side * offset],
+            [place + 30.0, walk],
+            [place + 2.0, walk],
             [place, edge],
             [place, -edge],
-            [place + beyond, -side * offset],
+            [place + 2.0, -walk],
+            [place + beyond, -walk],
         ]
     )
     way = polyline(arm_points(arm, corners[:, 0], corners[:, 1]), 0.25)
-    kerb = float(np.linalg.norm(corners[1] - corners[0]))
+    kerb = _length(corners[:3])
     brisk = rng.uniform(1.55, 1.8)
     arrival = rng.uniform(times[0] - 15.0, times[-1])
     start = max(signals.walk_start(arm, arrival), arrival) + rng.uniform(0, 0.5)

@@ -113,7 +113,7 @@ def _dense_128() -> tuple[float, ...]:
 PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(
         name="tiny",
-        scenes=(14, 2, 2),
+        scenes=(16, 2, 2),
         frames=81,
         vehicle=SensorModel(_uniform(-22.0, 4.0, 16), 450, 100.0),
         roadside=SensorModel(_uniform(-22.5, 12.0, 16), 256, 100.0),

@@ -113,7 +113,7 @@ def _corners(objects: SceneObjects, travelled: F64) -> F64:
         for angle in np.radians(np.arange(45.0, 225.0, 15.0)):
             arm = radius * np.array([np.cos(angle), np.sin(angle)])
             pair = np.stack([middle + arm, middle - arm])
-            clear = min(float(ways.query(pair)[0].min()), _CLEAR_M)
+            clear = min(float(np.min(ways.query(pair)[0])), _CLEAR_M)
             score = clear - 0.02 * radius
             if score > best_score:
                 best, best_score = pair, score

@@ -27,7 +27,9 @@ from turbotrain_plugin.synthetic.world import World
 
 __all__ = ["LAYOUTS", "ScenePlan", "plan_junction_scene"]
 
-_ATTEMPTS: Final = 40
+_ATTEMPTS: Final = 60
+_DRIVING: Final = (11, 24)
+"""Fewest and most moving vehicles; about as many are parked."""
 _FAR_EVERY: Final = 4
 """In one of so many scenes two agents must at times be out of cooperation range."""
 
@@ -80,6 +82,8 @@ def _try_junction(
     people, crosswalks = draw_people(signals, frames, rng)
     traffic = simulate_traffic(signals, crosswalks, frames, rng)
     driving = len(traffic.types)
+    if not _DRIVING[0] <= driving <= _DRIVING[1]:
+        return None
     parked = draw_parked(round(driving * rng.uniform(0.8, 1.25)), frames, rng)
     objects = merge([traffic, parked, people, draw_props(frames, rng)], rng)
     corners = junction_corners(rng)

@@ -133,7 +133,7 @@ def _scene(path: Path, name: str, tracks: dict[int, _Track]) -> SceneObjects:
             f"{path}: scene {name!r} lasts {frames * FRAME_S:.0f} s; time_s should be in seconds, "
             "split recordings of more than 10000 s into scenes."
         )
-    grid = start + FRAME_S * np.arange(frames)
+    grid: F64 = start + FRAME_S * np.arange(frames, dtype=np.float64)
     sampled = [_sample(path, number, track, grid) for number, track in tracks.items()]
     xyz, yaw, half, present = (np.stack([part[i] for part in sampled]) for i in range(4))
     velocity = np.gradient(xyz[..., :2], FRAME_S, axis=1) if frames > 1 else 0 * xyz[..., :2]

@@ -103,7 +103,7 @@ class _Arrivals:
     def __init__(self, network: RouteNetwork, rng: np.random.Generator) -> None:
         self._net = network
         self._rng = rng
-        self._rates = rng.uniform(0.06, 0.16) * rng.uniform(0.6, 1.4, 4)
+        self._rates = rng.uniform(0.08, 0.14) * rng.uniform(0.6, 1.4, 4)
         self._waiting: dict[tuple[int, int], list[int]] = {}
         self._index = {(r.arm, r.lane, r.turn): i for i, r in enumerate(network.routes)}
 
