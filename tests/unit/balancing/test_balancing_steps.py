@@ -360,15 +360,17 @@ def test_clearing_through_the_model_is_enough(
         torch.testing.assert_close(gradient, once[name])
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
 def test_steps_are_apart_without_clearing_through_the_balancer(
-    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor, set_to_none: bool
 ) -> None:
     model = make_model()
     balancer = make_balancer(model, free_steps=1, balance_steps=1)
     kinds = []
     for _ in range(4):
-        model.zero_grad()
+        model.zero_grad(set_to_none=set_to_none)
         balancer.backward(model(inputs))
+        assert balancer.last_record is None
         balancer.step()
         assert balancer.last_record is not None
         kinds.append(balancer.last_record.balanced)
@@ -429,13 +431,16 @@ def test_gradient_checkpointing(
         torch.testing.assert_close(left, right, rtol=1e-12, atol=0.0)
 
 
+class Half(Balancer):
+    """Halves every shared gradient, so that it shows what was weighed."""
+
+    def weigh(self, gramian: Tensor) -> Tensor:
+        return torch.full((len(gramian),), 0.5, dtype=torch.float64)
+
+
 def test_shared_patterns_leave_the_rest_of_the_trunk_alone(
     make_model: MakeModel, inputs: Tensor
 ) -> None:
-    class Half(Balancer):
-        def weigh(self, gramian: Tensor) -> Tensor:
-            return torch.full((len(gramian),), 0.5, dtype=torch.float64)
-
     model = make_model()
     plain = gradients_of(model, sum(model(inputs).values()))
     balancer = GradientBalancer(
@@ -458,13 +463,12 @@ def test_parameters_of_another_optimizer_get_their_ordinary_gradient(
 ) -> None:
     model = make_model()
     plain = gradients_of(model, sum(model(inputs).values()))
-    balancer = GradientBalancer(
-        torch.optim.SGD(model.trunk[3].parameters(), lr=0.1), free_steps=0, balance_steps=1
-    )
+    sgd = torch.optim.SGD(model.trunk[3].parameters(), lr=0.1)
+    balancer = GradientBalancer(sgd, method=Half(), free_steps=0, balance_steps=1)
     balancer.backward(model(inputs))
     for name, gradient in written(model).items():
-        if not name.startswith("trunk.3."):
-            torch.testing.assert_close(gradient, plain[name])
+        factor = 0.5 if name.startswith("trunk.3.") else 1.0
+        torch.testing.assert_close(gradient, factor * plain[name])
     assert len(balancer.shared_names) == 2
 
 
