@@ -43,7 +43,7 @@ def scattered(rng: np.random.Generator, count: int) -> Boxes:
 
 
 def heaps(rng: np.random.Generator, count: int) -> Boxes:
-    """Sixteen boxes around each object, as a detection head makes them: the peer's loop is short."""
+    """Sixteen boxes around each object, as a head makes them: the peer's loop is short."""
     objects = scattered(rng, -(-count // 16))
     boxes = np.repeat(objects, 16, axis=0)[:count]
     return boxes + rng.normal(size=boxes.shape) * [0.3, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05]

@@ -162,7 +162,7 @@ def _shared_area(a: Tensor, b: Tensor) -> Tensor:
     x_to = x_from.roll(-1, dims=0)
     height = _mean_height(y + (x_from - x) * slope, y + (x_to - x) * slope, width)
     # Counterclockwise, the upper edges run towards smaller x.
-    return ((x_from - x_to) * height).sum(dim=0).clamp_min(0.0)
+    return ((x_from - x_to) * height).sum(dim=0)
 
 
 def _mean_height(y0: Tensor, y1: Tensor, width: Tensor) -> Tensor:

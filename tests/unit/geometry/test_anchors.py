@@ -143,6 +143,13 @@ def test_two_claims_on_one_anchor_go_to_the_larger_overlap() -> None:
         assert matched[at] == winner
 
 
+def test_of_equal_boxes_the_first_has_the_anchors() -> None:
+    box = [*_anchors()[4, 10, 0].tolist()[:3], 3.5, 1.5, 1.5, 0.0]
+    _, positive, matched = _assign([box, box])
+    assert len(positive) == 3
+    assert matched.tolist() == [0, 0, 0]
+
+
 def test_positives_are_listed_in_order() -> None:
     rng = np.random.default_rng(1)
     boxes = [[*rng.uniform((-7, -3), (7, 3)), -1, 4, 1.7, 1.5, 0.0] for _ in range(8)]
