@@ -1,0 +1,114 @@
+"""Masked pretraining seen from above: what the model gets, and what it builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from turbotrain_plugin.reporting.style import (
+    BLACK,
+    BLUE,
+    VERMILION,
+    aspect_of,
+    new_figure,
+    save,
+    set_ground,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class ReconstructionDrawing:
+    """Points in the ego LiDAR frame of the current time.
+
+    Attributes:
+        scene: Scene name.
+        frame: Number of the frame in its scene.
+        range_m: x, y, z min, then x, y, z max.
+        visible: (P, 3+) points left after masking.
+        target: (Q, 3+) points to rebuild.
+        rebuilt: (R, 3+) points the model gives, or None without that head.
+        occupancy: (H, W) probabilities that anything is in a cell, H along y, or None without
+            that head.
+    """
+
+    scene: str
+    frame: int
+    range_m: Sequence[float]
+    visible: NDArray[Any]
+    target: NDArray[Any]
+    rebuilt: NDArray[Any] | None = None
+    occupancy: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse occupancy that is no map of probabilities."""
+        if self.occupancy is None:
+            return
+        if self.occupancy.ndim != 2 or not ((self.occupancy >= 0) & (self.occupancy <= 1)).all():
+            raise ValueError(
+                "`occupancy` must hold probabilities with shape (H, W). "
+                f"Found shape {self.occupancy.shape}."
+            )
+
+
+def draw_reconstruction(drawing: ReconstructionDrawing, path: Path) -> Path:
+    """Draw input, target and what was rebuilt as panels of one PNG.
+
+    Returns:
+        ``path``.
+    """
+    panel_in = 7.0
+    height_in = min(max(panel_in * aspect_of(drawing.range_m), 1.8), 7.0) + 0.7
+    figure = new_figure(2 * panel_in, 2 * height_in + 0.5)
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    panels = list(np.asarray(grid).ravel())
+    for axes in panels:
+        set_ground(axes, drawing.range_m)
+        axes.label_outer()
+    _points(panels[0], drawing.visible, BLACK, "input, left after masking")
+    _points(panels[1], drawing.target, BLUE, "target")
+    _points(panels[2], drawing.rebuilt, VERMILION, "rebuilt")
+    _occupancy(figure, panels[3], drawing)
+    figure.suptitle(f"{drawing.scene}, frame {drawing.frame}: masked reconstruction", fontsize=11)
+    return save(figure, path)
+
+
+def _points(axes: Axes, points: NDArray[Any] | None, colour: str, title: str) -> None:
+    if points is None:
+        axes.set_title(f"{title}: switched off", fontsize=10)
+        return
+    axes.plot(
+        points[:, 0],
+        points[:, 1],
+        linestyle="none",
+        marker=".",
+        markersize=1.0,
+        markeredgewidth=0,
+        color=colour,
+    )
+    axes.set_title(f"{title}: {len(points):,} points", fontsize=10)
+
+
+def _occupancy(figure: Figure, axes: Axes, drawing: ReconstructionDrawing) -> None:
+    if drawing.occupancy is None:
+        axes.set_title("occupancy: switched off", fontsize=10)
+        return
+    low_x, low_y, _, high_x, high_y, _ = drawing.range_m
+    image = axes.imshow(
+        drawing.occupancy,
+        origin="lower",
+        extent=(low_x, high_x, low_y, high_y),
+        cmap="cividis",
+        vmin=0.0,
+        vmax=1.0,
+        interpolation="nearest",
+    )
+    bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
+    bar.ax.tick_params(labelsize=8)
+    axes.set_title("probability of occupancy", fontsize=10)
