@@ -6,6 +6,7 @@ maps and (N, H, W, C) cells without copying, and convolutions take their faster 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -90,7 +91,7 @@ def head_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     # With a handful of keys per cell an elementwise product beats a batched matrix product, whose
     # matrices would be 1 x width.
     product = split_last(query * key, heads)
-    return product.sum(-1) * product.shape[-1] ** -0.5
+    return product.sum(-1) / math.sqrt(product.shape[-1])
 
 
 def weigh_values(weights: Tensor, values: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ class MapFusion(nn.Module):
         row = tokens.nearest.clamp(min=0)
         cells = self._cell_centres(tokens.nearest)
         offset = (centre[row] - cells.unsqueeze(-2)) / _POSITION_SCALE_M
-        return encoded[row] + self.position(offset)
+        placed: Tensor = encoded[row] + self.position(offset)
+        return placed
 
     def _cell_centres(self, nearest: Tensor) -> Tensor:
         cell_x, cell_y = (size * self._stride for size in self._grid.cell_m)

@@ -52,13 +52,11 @@ class PillarEncoder(nn.Module):
         """Return (V, D) pillar features: the maximum of the embedded points of each voxel."""
         slots = torch.arange(voxels.points.shape[1], device=voxels.points.device)
         used = slots < voxels.point_counts.unsqueeze(1)
-        inputs = self._point_inputs(voxels, used)
-        # Only filled slots are embedded; ReLU makes the zeros of the others neutral in the maximum.
-        embedded = self.points(inputs[used])
-        padded = embedded.new_zeros(*used.shape, self.feature_width)
-        padded[used] = embedded
-        strongest: Tensor = padded.max(dim=1).values
-        return strongest
+        # Only filled slots are embedded. Embedded points are not negative (ReLU), so an initial
+        # maximum of 0 changes nothing but makes empty voxels 0.
+        embedded = self.points(self._point_inputs(voxels, used))
+        counts = voxels.point_counts.long()
+        return torch.segment_reduce(embedded, "max", lengths=counts, axis=0, initial=0.0)
 
     def forward(self, features: Tensor, coordinates: Tensor, map_count: int) -> Tensor:
         """Scatter voxel features and convolve.
@@ -80,22 +78,24 @@ class PillarEncoder(nn.Module):
         return projected
 
     def _point_inputs(self, voxels: Voxels, used: Tensor) -> Tensor:
-        """Return (V, P, 10) inputs, every one of the order of 1."""
+        """Return (filled slots, 10) inputs, every one of the order of 1."""
         size = _row(voxels.points, self.grid.voxel_m)
         origin = _row(voxels.points, self.grid.range_m[:3])
         half_extent = (_row(voxels.points, self.grid.range_m[3:]) - origin) / 2
         voxel_centre = origin + (voxels.coordinates[:, [3, 2, 1]] + 0.5) * size
-        xyz = voxels.points[..., :3]
         count = voxels.point_counts.clamp(min=1).unsqueeze(1)
-        mean = (xyz * used.unsqueeze(-1)).sum(1) / count
+        mean = (voxels.points[..., :3] * used.unsqueeze(-1)).sum(1) / count
+        voxel = used.nonzero()[:, 0]
+        points = voxels.points[used]
+        xyz = points[:, :3]
         return torch.cat(
             [
                 (xyz - origin) / half_extent - 1,
-                voxels.points[..., 3:4],
-                (xyz - mean.unsqueeze(1)) / size,
-                (xyz - voxel_centre.unsqueeze(1)) / size,
+                points[:, 3:4],
+                (xyz - mean[voxel]) / size,
+                (xyz - voxel_centre[voxel]) / size,
             ],
-            dim=-1,
+            dim=1,
         )
 
 

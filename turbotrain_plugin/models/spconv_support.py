@@ -149,8 +149,8 @@ def spconv_self_test(device: str = "cpu") -> SelfTest:
         return SelfTest(True, f"spconv agrees with dense convolution on {device}.", max(errors))
     return SelfTest(
         False,
-        f"spconv on {device} differs from dense convolution by {max(errors):.1e}; do not train with "
-        "this build. Reinstall it, or set model.args.encoder.core_method: pillars.",
+        f"spconv on {device} differs from dense convolution by {max(errors):.1e}; do not "
+        "train with this build. Reinstall it, or set model.args.encoder.core_method: pillars.",
         max(errors),
     )
 

@@ -15,6 +15,7 @@ from turbotrain_plugin.models.layers import (
     masked_softmax,
     weigh_values,
 )
+from turbotrain_plugin.structures import UserError
 
 __all__ = ["TemporalFusion"]
 
@@ -31,10 +32,15 @@ class TemporalFusion(nn.Module):
         args: ``model.args.temporal``.
         channels: C.
         frames: T, current frame last.
+
+    Raises:
+        UserError: When ``depth`` is below 1.
     """
 
     def __init__(self, args: TemporalConfig, channels: int, frames: int) -> None:
         super().__init__()
+        if args.depth < 1:
+            raise UserError(f"model.args.temporal.depth must be at least 1. Found {args.depth}.")
         self._reduce = args.reduce
         self.time_embedding = nn.Parameter(torch.zeros(frames, channels))
         nn.init.normal_(self.time_embedding, std=0.02)
@@ -87,7 +93,8 @@ class _TemporalLayer(nn.Module):
         self._heads = args.heads
         self.norm = nn.LayerNorm(channels)
         self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         self.drop_attention = nn.Dropout(args.dropout)
         self.drop_output = nn.Dropout(args.dropout)
@@ -95,10 +102,8 @@ class _TemporalLayer(nn.Module):
 
     def forward(self, cells: Tensor, valid: Tensor, *, only_current: bool) -> Tensor:
         """Return (N, 1 or T, cells, C) from (N, T, cells, C) and (N, T) bool."""
-        # Zeroing keeps garbage (even NaN) of invalid frames out of the weighted sum.
-        cells = cells.masked_fill(~valid[:, :, None, None], 0.0)
         normed = self.norm(cells)
-        key, value = self.key_value(normed).chunk(2, dim=-1)
+        key, value = self.key(normed), self.value(normed)
         asking = [cells.shape[1] - 1] if only_current else range(cells.shape[1])
         rows = [self._attend(normed[:, frame], key, value, valid) for frame in asking]
         attended = rows[0].unsqueeze(1) if only_current else torch.stack(rows, dim=1)

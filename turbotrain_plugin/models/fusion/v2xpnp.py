@@ -6,6 +6,8 @@ paper's code is not public: sizes, the scale of the scores and the order within 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +21,11 @@ from turbotrain_plugin.models.layers import (
     head_scores,
     map_of,
     masked_softmax,
+    split_last,
     weigh_values,
 )
 from turbotrain_plugin.models.message import map_bytes
-from turbotrain_plugin.structures import FusionContext, FusionOutput
+from turbotrain_plugin.structures import FusionContext, FusionOutput, UserError
 
 __all__ = ["V2XPnP"]
 
@@ -38,10 +41,15 @@ class V2XPnP(AgentFusion):
     Args:
         args: ``model.args.fusion``.
         channels: C.
+
+    Raises:
+        UserError: When ``depth`` is below 1.
     """
 
     def __init__(self, args: FusionConfig, channels: int) -> None:
         super().__init__()
+        if args.depth < 1:
+            raise UserError(f"model.args.fusion.depth must be at least 1. Found {args.depth}.")
         self.windows = MultiScaleWindows(channels, args.windows, args.window_heads, args.dropout)
         self.window_feed_forward = FeedForward(channels, args.ffn, args.dropout)
         self.layers = nn.ModuleList(_AgentLayer(args, channels) for _ in range(args.depth))
@@ -67,19 +75,23 @@ class V2XPnP(AgentFusion):
         return refined
 
 
+@dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Who listens to whom: R receivers, and one entry per (receiver, sender) pair."""
+    """Who listens to whom: R receivers, and one entry per (receiver, sender) pair.
 
-    def __init__(self, receiver: Tensor, of_pair: Tensor, sender: Tensor, slot: Tensor, slots: int):
-        self.receiver = receiver
-        """(R,) agent index of each receiver."""
-        self.of_pair = of_pair
-        """(pairs,) row in ``receiver``."""
-        self.sender = sender
-        """(pairs,) agent index."""
-        self.slot = slot
-        """(pairs,) position of the sender within its sample."""
-        self.slots = slots
+    Attributes:
+        receiver: (R,) agent index of each receiver.
+        of_pair: (pairs,) row in ``receiver``.
+        sender: (pairs,) agent index.
+        slot: (pairs,) position of the sender within its sample.
+        slots: Agents of the largest sample.
+    """
+
+    receiver: Tensor
+    of_pair: Tensor
+    sender: Tensor
+    slot: Tensor
+    slots: int
 
 
 def _ego_pairs(layout: AgentLayout) -> _Pairs:
@@ -150,15 +162,11 @@ class _AgentLayer(nn.Module):
         sender_types = types[pairs.sender]
         edge = _TYPES * types[pairs.receiver][pairs.of_pair] + sender_types
         relation = self.relation[edge]
-        split = (self._heads, -1)
-        weight = torch.einsum(
-            "phoi,phic->phoc",
-            relation,
-            self.key.weight[sender_types].unflatten(1, split),
-        ).flatten(1, 2)
-        bias = torch.einsum(
-            "phoi,phi->pho", relation, self.key.bias[sender_types].unflatten(1, split)
-        ).flatten(1, 2)
+        channels = normed.shape[-1]
+        projection = self.key.weight[sender_types].view(len(edge), self._heads, -1, channels)
+        weight = torch.einsum("phoi,phic->phoc", relation, projection).flatten(1, 2)
+        shift = split_last(self.key.bias[sender_types], self._heads)
+        bias = torch.einsum("phoi,phi->pho", relation, shift).flatten(1, 2)
         return torch.baddbmm(bias.unsqueeze(1), normed[pairs.sender], weight.transpose(1, 2))
 
 

@@ -6,13 +6,18 @@ channel. Maps of any size work: they are padded to whole windows and padded cell
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
-from turbotrain_plugin.models.layers import check_heads
+from turbotrain_plugin.models.layers import check_heads, split_last
 
 __all__ = ["MultiScaleWindows", "WindowAttention"]
+
+_HIDDEN_SCORE: Final = -1e4
+"""exp of it is 0 in every format, and every format holds it."""
 
 
 class WindowAttention(nn.Module):
@@ -43,36 +48,32 @@ class WindowAttention(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """Return attended cells; padding is added here and cropped again."""
         samples, height, width, channels = cells.shape
-        window = self._window
+        window, heads = self._window, self._heads
         down, right = -height % window, -width % window
         if down or right:
             cells = F.pad(cells, (0, 0, 0, right, 0, down))
         rows, columns = (height + down) // window, (width + right) // window
         parts = self.query_key_value(cells).view(
-            samples, rows, window, columns, window, 3, self._heads, -1
+            samples, rows, window, columns, window, 3, heads, channels // heads
         )
-        # -> (3, samples, rows, columns, heads, window, window, width of a head)
-        query, key, value = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(-3, -2).unbind(0)
-        bias = self._score_bias(height, width, rows, columns).to(query.dtype)
-        attended = _attention(query, key, value, bias)
-        merged = attended.unflatten(-2, (window, window)).permute(0, 1, 4, 2, 5, 3, 6)
-        merged = merged.reshape(samples, rows * window, columns * window, channels)
+        # -> 3 x (windows * heads, cells of a window, width of a head)
+        parts = parts.permute(5, 0, 1, 3, 6, 2, 4, 7)
+        query, key, value = parts.reshape(3, -1, window * window, channels // heads)
+        query = query * query.shape[-1] ** -0.5
+        if down or right:
+            hidden = _padded_cells((height, width), (rows, columns), window, query)
+            hidden = hidden[:, None].expand(samples, -1, heads, -1).reshape(-1, window**2, 1)
+            query, key = F.pad(query, (0, 1), value=1.0), torch.cat([key, hidden], dim=-1)
+        scores = torch.baddbmm(self._score_bias().to(query.dtype), query, key.transpose(1, 2))
+        attended = torch.bmm(torch.softmax(scores, dim=-1).to(value.dtype), value)
+        attended = attended.view(samples, rows, columns, heads, window, window, -1)
+        merged = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(*cells.shape)
         projected: Tensor = self.dropout(self.output(merged[:, :height, :width]))
         return projected
 
-    def _score_bias(self, height: int, width: int, rows: int, columns: int) -> Tensor:
-        """Return the bias, -inf at padded keys: (1 or rows, 1 or columns, 1, cells, cells)."""
-        window = self._window
-        bias = self.bias[self._bias_index]
-        if rows * window == height and columns * window == width:
-            return bias[None, None, None]
-        row_inside = torch.arange(rows * window, device=bias.device).view(rows, window) < height
-        column_inside = (
-            torch.arange(columns * window, device=bias.device).view(columns, window) < width
-        )
-        inside = row_inside[:, None, :, None] & column_inside[None, :, None, :]
-        keys = inside.flatten(-2)[:, :, None, None, :]
-        return bias.masked_fill(~keys, float("-inf"))
+    def _score_bias(self) -> Tensor:
+        """Return (1, cells, cells), the learned bias of every query and key of a window."""
+        return self.bias[self._bias_index].unsqueeze(0)
 
 
 class MultiScaleWindows(nn.Module):
@@ -104,18 +105,29 @@ class MultiScaleWindows(nn.Module):
         normed = self.norm(cells)
         attended = [scale(normed) for scale in self.scales]
         pooled = sum(part.mean(dim=(1, 2)) for part in attended)
-        logits = self.excite(self.squeeze(pooled)).unflatten(-1, (len(attended), -1))
+        logits = split_last(self.excite(self.squeeze(pooled)), len(attended))
         weights = torch.softmax(logits, dim=1)[:, :, None, None]
-        mixed = weights[:, 0] * attended[0]
+        mixed: Tensor = weights[:, 0] * attended[0]
         for index, part in enumerate(attended[1:], start=1):
             mixed = torch.addcmul(mixed, weights[:, index], part)
         return mixed
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Return (..., cells, width) attention with an additive bias on the scores."""
-    scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-    return torch.softmax(scores + bias, dim=-1).to(value.dtype) @ value
+def _padded_cells(
+    size: tuple[int, int], windows: tuple[int, int], window: int, like: Tensor
+) -> Tensor:
+    """Return (windows, cells of a window): a large negative number where a cell is padding.
+
+    Joined to the keys as one more feature, which queries meet with 1, it masks padded keys without
+    a mask of the scores' size; scores are the largest tensors of the network.
+    """
+    inside = [
+        torch.arange(count * window, device=like.device).view(count, window) < extent
+        for extent, count in zip(size, windows, strict=True)
+    ]
+    visible = inside[0][:, None, :, None] & inside[1][None, :, None, :]
+    hidden = like.new_zeros(visible.shape).masked_fill(~visible, _HIDDEN_SCORE)
+    return hidden.view(-1, window * window)
 
 
 def _relative_index(window: int) -> Tensor:
