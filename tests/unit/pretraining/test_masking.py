@@ -75,7 +75,7 @@ def test_ratio_zero_hides_nothing_and_ratio_one_keeps_one_column() -> None:
     assert (len(hidden), len(visible)) == (19, 1)
 
 
-@pytest.mark.parametrize("ratio", [0.001, 0.3, 0.7, 0.999, 1.0])
+@pytest.mark.parametrize("ratio", [1e-9, 0.001, 0.3, 0.7, 0.999, 1.0])
 def test_two_columns_are_always_one_hidden_one_kept(ratio: float) -> None:
     coordinates = _columns(0, 2)
     hidden, visible = _masked_columns(
@@ -190,8 +190,10 @@ def test_nothing_masked_opens_no_region() -> None:
     assert not masked_region(batch, masked, small_grid(), "all").any()
 
 
-def test_region_leaves_the_batch_alone() -> None:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_region_leaves_the_batch_alone(dtype: torch.dtype) -> None:
     batch = make_batch(grid=small_grid(), record_len=[2, 1], hist_frames=3, seed=0)
+    batch.voxels.coordinates = batch.voxels.coordinates.to(dtype)
     before = batch.voxels.coordinates.clone()
     masked_region(batch, torch.ones(len(before), dtype=torch.bool), small_grid(), "any")
     assert torch.equal(batch.voxels.coordinates, before)
