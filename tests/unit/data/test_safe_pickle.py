@@ -185,16 +185,23 @@ LITTLE = b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 @pytest.mark.parametrize(
-    ("shape", "state"),
-    [((10**6, 4), LITTLE), ((2, -1), LITTLE), ((2, 4), b"(K\x03X\x01\x00\x00\x00!tb")],
+    ("shape", "state", "message"),
+    [
+        ((10**6, 4), LITTLE, "does not fit its 64 bytes"),
+        ((2, 3), LITTLE, "does not fit its 64 bytes"),
+        ((2, -1), LITTLE, "not a tuple of sizes"),
+        ((2, 4), b"(K\x03X\x01\x00\x00\x00!tb", "unknown array type state"),
+    ],
 )
-def test_forged_array_states(tmp_path: Path, shape: tuple[int, ...], state: bytes) -> None:
+def test_forged_array_states(
+    tmp_path: Path, shape: tuple[int, ...], state: bytes, message: str
+) -> None:
     path = tmp_path / "forged.pkl"
     path.write_bytes(forged((1,), LITTLE, b"\0" * 8))
     with pytest.raises(UserError, match="expected scene index"):
         read_trajectory_database(path)  # well-formed array, but no database
     path.write_bytes(forged(shape, state, b"\0" * 64))
-    with pytest.raises(UserError, match="not a readable pickle"):
+    with pytest.raises(UserError, match=f"not a readable pickle.*{message}"):
         read_trajectory_database(path)
 
 

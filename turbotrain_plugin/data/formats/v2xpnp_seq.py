@@ -194,7 +194,7 @@ def read_cloud(path: Path) -> NDArray[np.float32]:
 
 def _object_id(key: object, path: Path) -> int:
     text = key if isinstance(key, str) else str(key)
-    if isinstance(key, bool) or not _AGENT.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
+    if not _AGENT.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
         raise UserError(f"{path}: object id {key!r} is not a whole number.")
     return int(text)
 
