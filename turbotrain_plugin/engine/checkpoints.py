@@ -148,3 +148,8 @@ def find_weights(folder: Path, epoch: int | None = None) -> Path:
         if path.is_file():
             return path
     raise UserError(f"{folder}: no checkpoint (best.ckpt, net_epoch<N>.pth or last.ckpt).")
+
+
+def stage_weights(folder: Path, name: str) -> Path:
+    """Return where a finished stage leaves its network and what it was trained with."""
+    return folder / f"stage_{name}.ckpt"

@@ -48,7 +48,7 @@ def examine() -> int:
 
 
 def _python() -> Iterator[Finding]:
-    version = platform.pythonversion_of()
+    version = platform.python_version()
     good = (3, 10) <= sys.version_info[:2] <= (3, 13)
     fix = "" if good else "use Python 3.10 to 3.13; other versions are not tested"
     yield Finding(_OK if good else _WARN, "Python", f"{version} on {platform.system()}", fix)

@@ -60,7 +60,7 @@ def dry_run(config: RunConfig, device: torch.device) -> list[StepCost]:
     measured = replace(config, turbotrain=replace(config.turbotrain, data=data))
     if any(root.startswith(SYNTHETIC) for root in config.root_dir):
         measured = replace(measured, root_dir=(PROBE,))
-    costs = []
+    costs: list[StepCost] = []
     for stage in stages_of(config):
         kinds = (False, True) if stage.balanced else (False,)
         costs.extend(_measure(measured, stage, device, balanced=kind) for kind in kinds)

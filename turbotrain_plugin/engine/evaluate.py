@@ -70,7 +70,7 @@ def evaluate_run(
     write_text(out / "results.csv", results_csv(results))
     write_text(out / "protocol.yaml", yaml.safe_dump(results["protocol"], sort_keys=False))
     emit(results_table(results))
-    pictures = draw_all(config, folder, out, dataset, evaluated, device)
+    pictures = draw_all(config, folder, out, dataset, evaluated)
     emit("\n".join(["", "pictures:", *(f"  {path}" for path in pictures)]))
     emit(f"results:\n  {out / 'results.json'}")
     return results

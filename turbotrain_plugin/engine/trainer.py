@@ -21,11 +21,6 @@ from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.pretraining import transfer_weights
 
 
-def stage_weights(folder: Path, name: str) -> Path:
-    """Return where a finished stage leaves its network."""
-    return folder / f"stage_{name}.ckpt"
-
-
 class Trainer:
     """Runs the stages of a configuration in a run folder."""
 
@@ -112,7 +107,9 @@ class Trainer:
         return FinetuneLearner(network, self._config.loss.args)
 
     def _transfer(self, source: str, network: CooperativeNetwork) -> None:
-        weights = checkpoints.model_weights(checkpoints.load(stage_weights(self._folder, source)))
+        weights = checkpoints.model_weights(
+            checkpoints.load(checkpoints.stage_weights(self._folder, source))
+        )
         report = transfer_weights(
             weights, network, min_coverage=self._config.turbotrain.pretrain.min_coverage
         )
@@ -142,4 +139,4 @@ class Trainer:
             "model": loop.learner.network.state_dict(),
             "learner": loop.learner.module.state_dict(),
         }
-        checkpoints.save(stage_weights(self._folder, loop.stage.name), state)
+        checkpoints.save(checkpoints.stage_weights(self._folder, loop.stage.name), state)
