@@ -96,7 +96,7 @@ def test_anchors_between_thresholds_are_negatives_unless_ignored() -> None:
 def test_an_ignored_anchor_gets_no_gradient() -> None:
     predictions, targets = _predictions(), _targets(_POSITIVES)
     targets.labels[0, 0, 0, 0] = -1
-    DetectionLoss(LossArgs(ignore_band=True))(predictions, targets)["cls"].backward()
+    torch.autograd.backward(DetectionLoss(LossArgs(ignore_band=True))(predictions, targets)["cls"])
     gradient = predictions.class_logits.grad
     assert gradient is not None
     assert gradient[0, 0, 0, 0] == 0
@@ -111,7 +111,7 @@ def test_regression_is_the_hand_sum_over_positives() -> None:
     predictions, targets = _predictions(), _targets(_POSITIVES)
     expected = 0.0
     for row, index in enumerate(_POSITIVES):
-        error = predictions.box_codes[index] - targets.box_codes[row]
+        error = predictions.box_codes.detach()[index] - targets.box_codes[row]
         codes = [*error[:6].tolist(), math.sin(float(error[6]))]
         expected += sum(_smooth_l1_by_hand(code) for code in codes)
     loss = DetectionLoss(LossArgs())(predictions, targets)["reg"]
@@ -120,7 +120,7 @@ def test_regression_is_the_hand_sum_over_positives() -> None:
 
 def test_only_positive_anchors_get_a_box_gradient() -> None:
     predictions, targets = _predictions(), _targets(_POSITIVES)
-    DetectionLoss(LossArgs())(predictions, targets)["reg"].backward()
+    torch.autograd.backward(DetectionLoss(LossArgs())(predictions, targets)["reg"])
     gradient = predictions.box_codes.grad
     assert gradient is not None
     touched = {tuple(row) for row in gradient.any(-1).nonzero().tolist()}
@@ -148,7 +148,7 @@ def test_sine_form_equals_the_difference_of_products() -> None:
 def test_without_objects_the_losses_are_defined_and_keep_their_graph() -> None:
     predictions, targets = _predictions(), _targets([])
     losses = DetectionLoss(LossArgs())(predictions, targets)
-    losses["reg"].backward()
+    torch.autograd.backward(losses["reg"])
     assert losses["reg"] == 0
     assert predictions.box_codes.grad is not None
     assert not predictions.box_codes.grad.any()
@@ -242,7 +242,7 @@ def test_decay_weighs_later_steps_less() -> None:
 def test_a_perfect_prediction_has_zero_loss_and_a_finite_gradient(form: str) -> None:
     predictions, targets = _straight([[0.0, 0.0, 0.0]], [[True, True, False]])
     loss = PredictionLoss(LossArgs(traj_loss=form))(predictions, targets)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss == 0
     assert predictions.trajectories is not None
     assert predictions.trajectories.grad is not None
@@ -254,7 +254,7 @@ def test_targets_of_invalid_steps_are_never_read(form: str) -> None:
     predictions, targets = _straight([[1.0, 1.0, 1.0]], [[True, True, False]])
     targets.trajectories[0, 2] = math.nan
     loss = PredictionLoss(LossArgs(traj_loss=form))(predictions, targets)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert torch.isfinite(loss)
     assert predictions.trajectories is not None
     assert predictions.trajectories.grad is not None
@@ -268,7 +268,7 @@ def test_without_a_valid_step_the_loss_is_zero_and_keeps_its_graph(
     predictions, targets = _predictions(), _targets(positives)
     targets.trajectory_valid[:] = False
     loss = PredictionLoss(LossArgs())(predictions, targets)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss == 0
     assert predictions.trajectories is not None
     assert predictions.trajectories.grad is not None
