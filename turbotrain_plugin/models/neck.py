@@ -75,16 +75,22 @@ class BevNeck(nn.Module):
 
     @contextmanager
     def _frozen_statistics(self) -> Iterator[None]:
-        """Keep running statistics still, or the second forward would move them twice a step."""
-        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-        tracking = [norm for norm in norms if norm.training and norm.track_running_stats]
-        for norm in tracking:
-            norm.track_running_stats = False
+        """Let a forward pass write its statistics to copies.
+
+        The second pass of a checkpoint would move the running statistics twice a step. It has to
+        save the same tensors as the first, so tracking cannot simply be switched off.
+        """
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]
+        for norm, buffers in kept:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
         try:
             yield
         finally:
-            for norm in tracking:
-                norm.track_running_stats = True
+            for norm, buffers in kept:
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer)
 
 
 def _bring_up(in_channels: int, out_channels: int, scale: int) -> nn.Sequential:

@@ -52,11 +52,16 @@ class PillarEncoder(nn.Module):
         """Return (V, D) pillar features: the maximum of the embedded points of each voxel."""
         slots = torch.arange(voxels.points.shape[1], device=voxels.points.device)
         used = slots < voxels.point_counts.unsqueeze(1)
+        embedded: Tensor = self.points(self._point_inputs(voxels, used))
+        if len(used) == 0:
+            return embedded
         # Only filled slots are embedded. Embedded points are not negative (ReLU), so an initial
-        # maximum of 0 changes nothing but makes empty voxels 0.
-        embedded = self.points(self._point_inputs(voxels, used))
+        # maximum of 0 changes nothing but makes empty voxels 0. `unsafe` leaves out a check of the
+        # lengths that would make a GPU wait.
         counts = voxels.point_counts.long()
-        return torch.segment_reduce(embedded, "max", lengths=counts, axis=0, initial=0.0)
+        return torch.segment_reduce(
+            embedded, "max", lengths=counts, axis=0, unsafe=True, initial=0.0
+        )
 
     def forward(self, features: Tensor, coordinates: Tensor, map_count: int) -> Tensor:
         """Scatter voxel features and convolve.

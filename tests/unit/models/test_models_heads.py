@@ -1,0 +1,50 @@
+"""Task heads: layout, prior, size."""
+
+import torch
+
+from turbotrain_plugin.models.heads import DetectionHead, PredictionHead
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts_at_full_width() -> None:
+    detection = DetectionHead(256, 2)
+    assert count(detection.classes) == 514
+    assert count(detection.boxes) == 3_598
+    assert count(PredictionHead(256, 2, 6)) == 596_504
+
+
+def test_every_anchor_starts_at_the_prior() -> None:
+    head = DetectionHead(8, 2)
+    logits, _ = head(torch.zeros(1, 8, 3, 4))
+    torch.testing.assert_close(logits.sigmoid(), torch.full((1, 3, 4, 2), 0.01))
+
+
+def test_box_channels_are_read_anchor_by_anchor() -> None:
+    head = DetectionHead(8, 2)
+    assert head.boxes.bias is not None
+    head.boxes.bias.data = torch.arange(14.0)
+    _, codes = head(torch.zeros(2, 8, 3, 4))
+    assert codes.shape == (2, 3, 4, 2, 7)
+    assert codes[1, 2, 3].tolist() == [list(range(7)), list(range(7, 14))]
+
+
+def test_trajectory_channels_are_read_anchor_step_coordinate() -> None:
+    head = PredictionHead(8, 2, 3)
+    assert head.offsets.bias is not None
+    head.offsets.bias.data = torch.arange(12.0)
+    torch.nn.init.zeros_(head.offsets.weight)
+    offsets = head(torch.randn(1, 8, 4, 5))
+    assert offsets.shape == (1, 4, 5, 2, 3, 2)
+    assert offsets[0, 1, 1].tolist() == torch.arange(12.0).view(2, 3, 2).tolist()
+
+
+def test_rows_and_columns_keep_their_place() -> None:
+    head = DetectionHead(1, 1)
+    torch.nn.init.ones_(head.classes.weight)
+    maps = torch.zeros(1, 1, 3, 4)
+    maps[0, 0, 2, 1] = 5.0
+    logits, _ = head(maps)
+    assert logits.argmax() == 2 * 4 + 1
