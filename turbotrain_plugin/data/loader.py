@@ -27,6 +27,9 @@ _T = TypeVar("_T")
 # First word of the seed of the order; the data set's own draws use others.
 _ORDER_DRAW: Final = 3
 
+_DEAD_WORKER: Final = ("exited unexpectedly", "killed by signal")
+"""How DataLoader says that a worker is gone; it left no traceback that could be passed on."""
+
 
 def make_loader(
     dataset: CooperativeDataset,
@@ -127,7 +130,9 @@ class BatchLoader:
     def _next(self, batches: Iterator[Batch | _Failure], keys: list[SampleKey]) -> Batch:
         try:
             batch = next(batches)
-        except RuntimeError as error:  # a worker was killed: there is no traceback to pass on
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _DEAD_WORKER):
+                raise
             names = ", ".join(self._dataset.describe(key) for key in keys)
             raise RuntimeError(
                 f"A loader process died before it delivered {names}; the cause may be that batch "

@@ -95,6 +95,16 @@ def test_agents_come_ego_first_then_nearest(junction_sample: Sample, junction: M
     assert junction_sample.time_offset_s.tolist() == [0.0] * 4
 
 
+def test_nearest_goes_before_smaller_number(tmp_path: Path) -> None:
+    agents = tuple(
+        MadeAgent(i, (x, 0.0, 1.9)) for i, x in ((1, 0.0), (2, 40.0), (3, 9.0), (4, 20.0))
+    )
+    scene = MadeScene("s_1_0", agents, (MadeObject(5, (10.0, 5.0, 0.8)),), frames=1)
+    assert sample_of(tmp_path, scene, 0).agent_ids == (1, 3, 4, 2)
+    three = replace(OPTIONS, max_agents=3)
+    assert sample_of(tmp_path, scene, 0, three, write=False).agent_ids == (1, 3, 4)
+
+
 def test_poses_and_points_are_in_the_ego_frame_of_now(
     junction_sample: Sample, junction: MadeScene
 ) -> None:
@@ -426,7 +436,9 @@ def test_select_counts_points_of_all_kept_agents(junction_sample: Sample) -> Non
     counts = dict(zip(truth.object_ids.tolist(), truth.point_counts.tolist(), strict=True))
     assert 27 <= counts[14] < 54
     assert counts[11] >= 4 * 27
-    strict = truth_of(select_objects(junction_sample, replace(OPTIONS, min_points=54)))
+    just = truth_of(select_objects(junction_sample, replace(OPTIONS, min_points=counts[14])))
+    assert 14 in just.object_ids
+    strict = truth_of(select_objects(junction_sample, replace(OPTIONS, min_points=counts[14] + 1)))
     assert set(strict.object_ids.tolist()) == {11, 12}
 
 

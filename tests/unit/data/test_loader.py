@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.made_scenes import MadeScene, junction_scene, write_root
+from tests.helpers.made_scenes import MadeObject, MadeScene, junction_scene, write_root
 from turbotrain_plugin.config import AugmentStep, DataConfig, Preprocess, RunConfig, TurboTrainBlock
 from turbotrain_plugin.config.data import FusionArgs, FusionParams, PreprocessArgs
 from turbotrain_plugin.data import CooperativeDataset, SampleKey, collate, make_loader
@@ -43,8 +44,10 @@ def config_of(*, seed: int = 0, **data: Any) -> RunConfig:  # noqa: ANN401 - any
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    junction = junction_scene("2023-01-01-00-00-00_1_0", frames=FRAMES)
+    edge = MadeObject(15, (49.0, 15.0, 0.8))  # a turn may take it out of the range
     scenes = [
-        junction_scene("2023-01-01-00-00-00_1_0", frames=FRAMES),
+        replace(junction, objects=(*junction.objects, edge)),
         junction_scene("2023-01-01-00-00-00_2_0", frames=FRAMES, infrastructure=False),
     ]
     return write_root(tmp_path_factory.mktemp("loader"), {"train": scenes})
@@ -185,13 +188,17 @@ def test_seed_of_the_run_changes_the_draws(root: Path) -> None:
     assert not np.array_equal(one.ego_SE3_agent, two.ego_SE3_agent)
 
 
-def test_turned_boxes_are_selected_after_the_turn(root: Path) -> None:
-    """Labels are those of the augmented range: whatever lies in it, and nothing else."""
-    data = dataset(root)
-    for epoch in range(6):
+def test_labels_are_selected_after_the_turn(root: Path) -> None:
+    """Labels are those of the augmented range: what a turn takes out of it is gone."""
+    data = dataset(root, config_of(train_ego="fixed"))
+    seen = set()
+    for epoch in range(12):
         truth = data.sample(SampleKey(epoch, 6)).truth
         assert truth is not None
         assert (np.abs(truth.boxes[:, :2]) < (51.2, 38.4)).all()
+        assert (truth.point_counts >= 1).all()
+        seen.add(15 in truth.object_ids)
+    assert seen == {True, False}
 
 
 def test_map_is_left_out_when_the_model_has_none(root: Path) -> None:
@@ -356,6 +363,12 @@ def test_start_beyond_the_end_yields_nothing(light: CooperativeDataset) -> None:
     assert list(loader) == []
 
 
+def test_data_set_can_be_sent_to_a_spawned_worker(root: Path) -> None:
+    data = dataset(root)
+    copy = pickle.loads(pickle.dumps(data))
+    assert_same(collate([data[SampleKey(1, 4)]]), collate([copy[SampleKey(1, 4)]]))
+
+
 def test_an_epoch_can_be_walked_twice(light: CooperativeDataset) -> None:
     loader = make_loader(light, batch_size=4, epoch=0, shuffle=True)
     for one, two in zip(loader, loader, strict=True):
@@ -402,6 +415,17 @@ def test_a_bug_names_the_sample_and_keeps_its_traceback(root: Path, workers: int
     words = r"(?s)sample 1 of train \(scene .*, frame 1\): could not be made\..*ZeroDivisionError"
     with pytest.raises(RuntimeError, match=words):
         list(make_loader(data, batch_size=1, epoch=0, shuffle=False))
+
+
+def test_an_error_between_samples_is_passed_on(
+    light: CooperativeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_samples: object) -> Batch:
+        raise RuntimeError("cannot be stacked")
+
+    monkeypatch.setattr("turbotrain_plugin.data.loader.collate", refuse)
+    with pytest.raises(RuntimeError, match="^cannot be stacked"):
+        list(make_loader(light, batch_size=2, epoch=0, shuffle=False))
 
 
 def test_a_killed_worker_is_reported_with_the_batch_it_owed(root: Path) -> None:
