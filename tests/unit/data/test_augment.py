@@ -58,7 +58,7 @@ def made_sample() -> Sample:
     yaws = np.array([0.0, 0.4, -1.2, 2.9, 1.5])
     boxes = np.zeros((5, 7))
     boxes[:, 0], boxes[:, 1] = [5, -7, 12, 0, 20], [3, -5, 8, -10, 4]
-    boxes[:, 2], boxes[:, 3:6], boxes[:, 6] = -2.0, (9.0, 4.0, 5.0), yaws
+    boxes[:, 2], boxes[:, 3:6], boxes[:, 6] = -0.5, (9.0, 4.0, 5.0), yaws
     forward = np.stack([np.cos(yaws), np.sin(yaws)], axis=1)
     ahead = boxes[:, None, :2] + np.arange(1, 4)[None, :, None] * 4.0 * forward[:, None]
     behind = boxes[:, None, :2] - np.array([[[2.0], [0.0]]]) * forward[:, None]
@@ -142,7 +142,7 @@ def test_boxes_are_the_moved_corners(change: Similarity) -> None:
     for old, new in zip(moved, found, strict=True):
         distance = np.linalg.norm(old[:, None] - new[None], axis=-1)
         assert distance.min(axis=1).max() < 1e-4  # the same rectangle
-    np.testing.assert_allclose(after.boxes[:, 2], -2.0 * change.scale, rtol=1e-6)
+    np.testing.assert_allclose(after.boxes[:, 2], -0.5 * change.scale, rtol=1e-6)
     np.testing.assert_allclose(after.boxes[:, 5], 5.0 * change.scale, rtol=1e-6)
     assert (np.abs(after.boxes[:, 6]) <= np.pi + 1e-6).all()
     np.testing.assert_array_equal(after.point_counts, before.point_counts)

@@ -424,7 +424,7 @@ def test_an_error_between_samples_is_passed_on(
         raise RuntimeError("cannot be stacked")
 
     monkeypatch.setattr("turbotrain_plugin.data.loader.collate", refuse)
-    with pytest.raises(RuntimeError, match="^cannot be stacked"):
+    with pytest.raises(RuntimeError, match=r"^cannot be stacked"):
         list(make_loader(light, batch_size=2, epoch=0, shuffle=False))
 
 
