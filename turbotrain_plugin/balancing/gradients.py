@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,16 @@ from turbotrain_plugin.balancing.graph import Leaves
 from turbotrain_plugin.structures import UserError
 
 __all__ = [
+    "Gradients",
     "TaskGradients",
     "check_sum",
     "exact_gradients",
     "non_finite",
+    "present",
     "sum_losses",
 ]
+
+_Key = TypeVar("_Key")
 
 Gradients = dict[str, dict[Tensor, Tensor]]
 """Task -> leaf -> gradient; leaves without a gradient are missing."""
@@ -53,14 +57,14 @@ def exact_gradients(losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
     for index, (task, loss) in enumerate(losses.items()):
         wanted = leaves[task]
         values = torch.autograd.grad(loss, wanted, retain_graph=index < last, allow_unused=True)
-        found[task] = _present(wanted, values)
+        found[task] = present(wanted, values)
     return found
 
 
-def _present(leaves: Sequence[Tensor], values: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
-    """Return leaf -> gradient where there is one (a custom function may return None)."""
-    pairs = zip(leaves, values, strict=True)
-    return {leaf: value for leaf, value in pairs if value is not None}
+def present(keys: Sequence[_Key], values: Sequence[Tensor | None]) -> dict[_Key, Tensor]:
+    """Return key -> gradient where there is one (a custom function may return None)."""
+    pairs = zip(keys, values, strict=True)
+    return {key: value for key, value in pairs if value is not None}
 
 
 class TaskGradients:

@@ -14,7 +14,7 @@ With mixed precision the order is: ``optimizer.backward(losses, scaler=scaler)``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -23,19 +23,29 @@ from torch.optim import Optimizer
 
 from turbotrain_plugin.balancing.base import Balancer, decide
 from turbotrain_plugin.balancing.gradients import (
+    Gradients,
     TaskGradients,
     check_sum,
     exact_gradients,
     non_finite,
+    present,
     sum_losses,
 )
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
+from turbotrain_plugin.balancing.guards import check_losses, refuse_several_processes
 from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow, Decision
 from turbotrain_plugin.balancing.schedule import HybridSchedule, ScheduleWarning, schedule_warnings
 from turbotrain_plugin.balancing.sharing import SharedParameters
+from turbotrain_plugin.balancing.sweep import low_memory_gradients
 from turbotrain_plugin.structures import UserError
 
 __all__ = ["GradientBalancer"]
+
+SOURCES: Final[dict[str, Callable[[Mapping[str, Tensor], Leaves], Gradients]]] = {
+    "exact": exact_gradients,
+    "exact_low_memory": low_memory_gradients,
+}
+"""Name -> how the gradients of the tasks are obtained; both give the same numbers."""
 
 STATE_KEY: Final = "turbotrain_balancer"
 """Our entry beside ``state`` and ``param_groups`` in ``state_dict``."""
@@ -104,6 +114,7 @@ class GradientBalancer(Optimizer):
         self._losses: list[dict[str, Tensor]] = []
         self._step = 0
         self._checked = False
+        self._source = "exact"
         if self._ever_balances:
             for message in schedule_warnings(free_steps, balance_steps):
                 warnings.warn(message, ScheduleWarning, stacklevel=2)
@@ -167,6 +178,23 @@ class GradientBalancer(Optimizer):
         return self.method.needs_gradients and self.schedule.is_balanced(self._step)
 
     @property
+    def source(self) -> str:
+        """How balanced steps obtain gradients: ``exact`` or ``exact_low_memory``.
+
+        The latter costs the same time and frees activations nearly as early as a plain backward
+        pass does, but needs a torch that can start a backward pass inside a graph (``sweep.py``).
+        """
+        return self._source
+
+    @source.setter
+    def source(self, name: str) -> None:
+        if name not in SOURCES:
+            raise ValueError(
+                f"Parameter `source` should be one of {', '.join(SOURCES)}. Found {name!r}."
+            )
+        self._source = name
+
+    @property
     def _ever_balances(self) -> bool:
         return self.method.needs_gradients and self.schedule.balance_steps > 0
 
@@ -184,7 +212,7 @@ class GradientBalancer(Optimizer):
                 another one, or if a balanced step runs in several processes.
             ValueError: If ``losses`` is empty or a loss is no scalar tensor.
         """
-        _check_losses(losses)
+        check_losses(losses)
         if self._losses and self._cleared_by_others():
             self._forget_step()
         self.last_record = None
@@ -208,7 +236,7 @@ class GradientBalancer(Optimizer):
         self, losses: Mapping[str, Tensor], scaler: torch.amp.GradScaler | None
     ) -> None:
         """Gather the gradient of each task, decide over what has been gathered, write ``.grad``."""
-        _refuse_several_processes()
+        refuse_several_processes()
         scale = 1.0
         if scaler is not None:
             losses = {task: scaler.scale(loss) for task, loss in losses.items()}
@@ -224,21 +252,17 @@ class GradientBalancer(Optimizer):
         self._gradients.write(weights, set(balanced))
         self._decision = Decision(tasks, gramian, weights)
 
-    def _differentiate(
-        self, losses: Mapping[str, Tensor], leaves: Leaves
-    ) -> dict[str, dict[Tensor, Tensor]]:
+    def _differentiate(self, losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
         """Return the gradient of each task, compared once in a run with that of the sum."""
+        differentiate = SOURCES[self._source]
         if self._checked or len(losses) < 2:
-            return exact_gradients(losses, leaves)
+            return differentiate(losses, leaves)
         everything = tuple(dict.fromkeys(leaf for reached in leaves.values() for leaf in reached))
         plain = torch.autograd.grad(
             sum_losses(losses), everything, retain_graph=True, allow_unused=True
         )
-        found = exact_gradients(losses, leaves)
-        by_leaf = {
-            leaf: value for leaf, value in zip(everything, plain, strict=True) if value is not None
-        }
-        self._checked = check_sum(found, by_leaf)
+        found = differentiate(losses, leaves)
+        self._checked = check_sum(found, present(everything, plain))
         return found
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -347,29 +371,3 @@ def _method_named(name: str) -> Balancer:
             f"There is no balance method {name!r}; choose one of {', '.join(BALANCERS)}."
         )
     return BALANCERS[name]()
-
-
-def _check_losses(losses: Mapping[str, Tensor]) -> None:
-    if not losses:
-        raise ValueError("Parameter `losses` should name at least one loss. Found none.")
-    for task, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(
-                f"Parameter `losses` should hold scalar tensors. Found {found} for {task!r}."
-            )
-
-
-def _refuse_several_processes() -> None:
-    """Raise UserError in a distributed run: a decision per process would let them drift apart."""
-    distributed = torch.distributed
-    if (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    ):
-        raise UserError(
-            f"A balanced step was asked for in a run of {distributed.get_world_size()} processes, "
-            "which the gradient balancer does not support yet; train in one process, or with "
-            "balance method 'none'."
-        )

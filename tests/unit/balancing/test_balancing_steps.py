@@ -370,7 +370,8 @@ def test_steps_are_apart_without_clearing_through_the_balancer(
     for _ in range(4):
         model.zero_grad(set_to_none=set_to_none)
         balancer.backward(model(inputs))
-        assert balancer.last_record is None
+        under_way = balancer.last_record
+        assert under_way is None
         balancer.step()
         assert balancer.last_record is not None
         kinds.append(balancer.last_record.balanced)

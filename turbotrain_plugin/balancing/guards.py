@@ -1,0 +1,39 @@
+"""What a backward pass of the balancer refuses to start with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from turbotrain_plugin.structures import UserError
+
+__all__ = ["check_losses", "refuse_several_processes"]
+
+
+def check_losses(losses: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless there are losses and each is a scalar tensor."""
+    if not losses:
+        raise ValueError("Parameter `losses` should name at least one loss. Found none.")
+    for task, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"Parameter `losses` should hold scalar tensors. Found {found} for {task!r}."
+            )
+
+
+def refuse_several_processes() -> None:
+    """Raise UserError in a distributed run: a decision per process would let them drift apart."""
+    distributed = torch.distributed
+    if (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    ):
+        raise UserError(
+            f"A balanced step was asked for in a run of {distributed.get_world_size()} processes, "
+            "which the gradient balancer does not support yet; train in one process, or with "
+            "balance method 'none'."
+        )
