@@ -13,13 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from turbotrain_plugin.geometry.boxes import bev_corners
 from turbotrain_plugin.reporting.style import (
     BLACK,
+    BLUE,
     GREEN,
-    GREY,
     PURPLE,
     SKY,
     VERMILION,
@@ -30,8 +31,8 @@ from turbotrain_plugin.reporting.style import (
 )
 
 _INFRASTRUCTURE: Final = 1
-_LABEL_SPACING_M: Final = 6.0
-"""Distance below which of two scores only the higher is written."""
+_LABEL_SPACING: Final = 0.03
+"""Share of the width below which of two scores only the higher is written."""
 
 
 def _none(*shape: int) -> NDArray[Any]:
@@ -109,9 +110,9 @@ def draw_scene(drawing: SceneDrawing, path: Path) -> Path:
     Returns:
         ``path``.
     """
-    width_in = 14.0
-    height_in = min(max(width_in * aspect_of(drawing.range_m), 3.0), 13.0)
-    figure = new_figure(width_in, height_in + 1.5)
+    aspect = aspect_of(drawing.range_m)
+    width_in = 14.0 if aspect < 0.6 else 10.0
+    figure = new_figure(width_in, min(max(width_in * aspect, 2.5), 12.0) + 1.1)
     axes = figure.add_subplot()
     set_ground(axes, drawing.range_m)
     _draw_lanes(axes, drawing.lanes)
@@ -143,6 +144,15 @@ def _title(drawing: SceneDrawing) -> str:
     return f"{drawing.scene}, frame {drawing.frame}: {counted}"
 
 
+def _width_m(drawing: SceneDrawing) -> float:
+    return drawing.range_m[3] - drawing.range_m[0]
+
+
+def _closer(drawing: SceneDrawing, size: float, *, most: float) -> float:
+    """Return a size that fits a view of 200 m, made larger for views from closer by."""
+    return float(np.clip(size * (200.0 / _width_m(drawing)) ** 0.75, size, most))
+
+
 def _kind(drawing: SceneDrawing, agent: int) -> tuple[str, str]:
     """Return the colour of an agent and what the legend calls it."""
     if agent == 0:
@@ -158,6 +168,7 @@ def _draw_lanes(axes: Axes, lanes: Sequence[NDArray[Any]]) -> None:
 
 
 def _draw_points(axes: Axes, drawing: SceneDrawing) -> None:
+    size = _closer(drawing, 0.9, most=3.0)
     # The ego last: its points lie on top of the others'.
     for agent in reversed(range(len(drawing.points))):
         points = drawing.points[agent]
@@ -166,7 +177,7 @@ def _draw_points(axes: Axes, drawing: SceneDrawing) -> None:
             points[:, 1],
             linestyle="none",
             marker=".",
-            markersize=0.9,
+            markersize=size,
             markeredgewidth=0,
             color=_kind(drawing, agent)[0],
             zorder=2,
@@ -213,7 +224,7 @@ def _draw_objects(axes: Axes, drawing: SceneDrawing) -> None:
     )
     axes.add_collection(_headings(boxes, BLACK, 0.9, zorder=4))
     past = _paths(drawing.past, drawing.past_valid)
-    axes.add_collection(LineCollection(past, colors=GREY, linewidths=1.4, zorder=3))
+    axes.add_collection(LineCollection(past, colors=BLUE, linewidths=1.3, zorder=3))
     futures = _paths(drawing.futures, drawing.future_valid, starts=boxes[:, :2])
     axes.add_collection(
         LineCollection(futures, colors=BLACK, linewidths=1.1, linestyles=(0, (3, 1.5)), zorder=5)
@@ -238,7 +249,7 @@ def _draw_detections(axes: Axes, drawing: SceneDrawing) -> None:
     if drawing.trajectories is not None and len(boxes):
         ends = drawing.trajectories[:, -1:].reshape(-1, 2)
         axes.plot(*ends.T, linestyle="none", marker=".", markersize=4, color=VERMILION, zorder=6)
-    for index in _spaced(boxes, scores):
+    for index in _labelled(drawing):
         top = bev_corners(boxes[index : index + 1])[0, :, 1].max()
         axes.annotate(
             f"{scores[index]:.2f}",
@@ -247,8 +258,9 @@ def _draw_detections(axes: Axes, drawing: SceneDrawing) -> None:
             textcoords="offset points",
             ha="center",
             va="bottom",
-            fontsize=6,
+            fontsize=_closer(drawing, 6.5, most=9.0),
             color=VERMILION,
+            path_effects=[withStroke(linewidth=1.8, foreground="white")],
             annotation_clip=True,
             clip_on=True,
             zorder=7,
@@ -285,13 +297,19 @@ def _paths(
     return lines
 
 
-def _spaced(boxes: NDArray[Any], scores: NDArray[np.float64]) -> list[int]:
-    """Return indices by falling score, each too far from those before it to overlap in print."""
+def _labelled(drawing: SceneDrawing) -> list[int]:
+    """Return detections whose scores are written: by falling score, as long as there is room.
+
+    A label needs some distance from those before it and from the agents, which have labels too.
+    """
+    spacing_m = _LABEL_SPACING * _width_m(drawing)
+    taken = [pose[:2, 3] for pose in drawing.ego_SE3_agent]
     chosen: list[int] = []
-    for index in np.argsort(-scores, kind="stable").tolist():
-        distance = np.hypot(*(boxes[chosen, :2] - boxes[index, :2]).T)
-        if (distance >= _LABEL_SPACING_M).all():
+    for index in np.argsort(-np.asarray(drawing.scores), kind="stable").tolist():
+        place = drawing.detections[index, :2]
+        if all(np.hypot(*(place - other)) >= spacing_m for other in taken):
             chosen.append(index)
+            taken.append(place)
     return chosen
 
 
@@ -314,7 +332,7 @@ def _legend(drawing: SceneDrawing) -> list[Artist]:
     if len(drawing.boxes):
         entries.append(Patch(facecolor=(0, 0, 0, 0.13), edgecolor=BLACK, label="object"))
     if drawing.past is not None and len(drawing.boxes):
-        entries.append(Line2D([], [], color=GREY, label="its past"))
+        entries.append(Line2D([], [], color=BLUE, label="its past"))
     if drawing.futures is not None and len(drawing.boxes):
         entries.append(Line2D([], [], color=BLACK, linestyle=(0, (3, 1.5)), label="its future"))
     if len(drawing.detections):

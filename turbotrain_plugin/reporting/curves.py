@@ -20,6 +20,7 @@ _SHADE: Final = "#FBE7CF"
 _VALIDATION: Final = ("ap_0.30", "ap_0.50", "ap_0.70", "epa")
 
 Record = dict[str, Any]
+Panel = Callable[[Axes, list[Record]], None]
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -44,30 +45,28 @@ def draw_curves(metrics_jsonl: Path, out: Path) -> Path:
     if not steps:
         raise UserError(f"{metrics_jsonl}: holds no training step; train the run first.")
     validations = [record for record in records if record.get("event") == "validation"]
-    panels: list[tuple[Callable[[Axes, list[Record]], None], list[Record]]] = [(_losses, steps)]
-    if any("cosine" in record or "conflict_rate" in record for record in steps):
-        panels.append((_conflict, steps))
-    panels.append((_learning_rate, steps))
-    if any(name in record.get("metrics", {}) for record in validations for name in _VALIDATION):
-        panels.append((_validation, validations))
-
+    panels = _panels(steps, validations)
     figure = new_figure(11.0, 0.7 + 2.4 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (draw, data) in zip(grid, panels, strict=True):
         draw(axes, data)
         _mark_stages(axes, steps, named=axes is grid[0])
-        _finish(axes)
+        _finish(axes, shaded=axes is grid[0] and any(r.get("balanced") for r in steps))
     grid[-1].set_xlabel("step")
     margin = max(1.0, 0.01 * (steps[-1]["step"] - steps[0]["step"]))
     grid[-1].set_xlim(steps[0]["step"] - margin, steps[-1]["step"] + margin)
-    if any(record.get("balanced") for record in steps):
-        figure.legend(
-            handles=[Patch(facecolor=_SHADE, label="balanced phase")],
-            loc="outside lower right",
-            fontsize=9,
-            frameon=False,
-        )
+    figure.suptitle(metrics_jsonl.absolute().parent.name, fontsize=11)
     return save(figure, out)
+
+
+def _panels(steps: list[Record], validations: list[Record]) -> list[tuple[Panel, list[Record]]]:
+    panels: list[tuple[Panel, list[Record]]] = [(_losses, steps)]
+    if any("cosine" in record or "conflict_rate" in record for record in steps):
+        panels.append((_conflict, steps))
+    panels.append((_learning_rate, steps))
+    if any(name in record.get("metrics", {}) for record in validations for name in _VALIDATION):
+        panels.append((_validation, validations))
+    return panels
 
 
 def _read(path: Path) -> list[Record]:
@@ -97,7 +96,7 @@ def _losses(axes: Axes, steps: list[Record]) -> None:
         colour = CYCLE[index % len(CYCLE)]
         label: str | None = name
         for _, stage in _stages(steps):
-            x, y = _series(stage, lambda record, key=name: record.get("losses", {}).get(key))
+            x, y = _series(stage, _entry("losses", name))
             if len(x):
                 _plot_smoothed(axes, x, y, colour, label)
                 label = None
@@ -112,23 +111,29 @@ def _conflict(axes: Axes, steps: list[Record]) -> None:
     x, y = _series(steps, lambda record: record.get("conflict_rate"))
     for index, (part_x, part_y) in enumerate(_runs(x, y)):
         label = "share of conflicting steps" if index == 0 else None
-        axes.plot(part_x, part_y, color=CYCLE[1], linewidth=1.6, label=label)
+        _line(axes, part_x, part_y, color=CYCLE[1], linewidth=1.6, label=label)
     axes.axhline(0.0, color=BLACK, linewidth=0.7)
     axes.set_ylim(-1.05, 1.05)
     axes.set_ylabel("gradient conflict")
 
 
 def _learning_rate(axes: Axes, steps: list[Record]) -> None:
+    rates = _series(steps, lambda record: record.get("lr"))[1]
     for _, stage in _stages(steps):
         x, y = _series(stage, lambda record: record.get("lr"))
-        axes.plot(x, y, color=CYCLE[0], linewidth=1.4)
-    axes.set_yscale("log", nonpositive="mask")
+        _line(axes, x, y, color=CYCLE[0], linewidth=1.4)
+    positive = rates[rates > 0]
+    if len(positive) and positive.max() > 10 * positive.min():
+        axes.set_yscale("log", nonpositive="mask")
+    else:
+        axes.set_ylim(0.0, 1.1 * rates.max(initial=1e-9))
+        axes.ticklabel_format(axis="y", scilimits=(-2, 3))
     axes.set_ylabel("learning rate")
 
 
 def _validation(axes: Axes, validations: list[Record]) -> None:
     for index, name in enumerate(_VALIDATION):
-        x, y = _series(validations, lambda record, key=name: record.get("metrics", {}).get(key))
+        x, y = _series(validations, _entry("metrics", name))
         if len(x):
             label = "EPA" if name == "epa" else name.replace("ap_", "AP@")
             axes.plot(x, y, marker="o", markersize=4, color=CYCLE[index], label=label)
@@ -142,11 +147,24 @@ def _plot_smoothed(
     """Draw every step faintly and a running mean over 2 % of the stage above it."""
     window = max(1, len(y) // 50)
     if window == 1:
-        axes.plot(x, y, color=colour, linewidth=1.5, label=label)
+        _line(axes, x, y, color=colour, linewidth=1.5, label=label)
         return
     axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
     mean = np.convolve(y, np.ones(window) / window, mode="valid")
     axes.plot(x[window // 2 :][: len(mean)], mean, color=colour, linewidth=1.6, label=label)
+
+
+def _entry(part: str, name: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        found: float | None = record.get(part, {}).get(name)
+        return found
+
+    return value
+
+
+def _line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], **style: Any) -> None:  # noqa: ANN401
+    """Plot a line that is seen even when it is a single point."""
+    axes.plot(x, y, marker="o" if len(x) == 1 else "", markersize=4, **style)
 
 
 def _series(records: Sequence[Record], value: Callable[[Record], float | None]) -> Series:
@@ -188,9 +206,14 @@ def _mark_stages(axes: Axes, steps: Sequence[Record], *, named: bool) -> None:
                 axes.axvspan(members[0] - 0.5, members[-1] + 0.5, color=_SHADE, lw=0, zorder=0)
 
 
-def _finish(axes: Axes) -> None:
+def _finish(axes: Axes, *, shaded: bool) -> None:
     axes.grid(visible=True, color="#E8E8E8", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+    handles = axes.get_legend_handles_labels()[0]
+    if shaded:
+        handles.append(Patch(facecolor=_SHADE, label="balanced phase"))
+    if handles:
+        axes.legend(
+            handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from turbotrain_plugin.reporting.style import (
@@ -63,41 +62,36 @@ def draw_reconstruction(drawing: ReconstructionDrawing, path: Path) -> Path:
     Returns:
         ``path``.
     """
+    panels = [_visible, _target]
+    panels += [_rebuilt] if drawing.rebuilt is not None else []
+    panels += [_occupancy] if drawing.occupancy is not None else []
+    rows = math.ceil(len(panels) / 2)
     panel_in = 7.0
     height_in = min(max(panel_in * aspect_of(drawing.range_m), 1.8), 7.0) + 0.7
-    figure = new_figure(2 * panel_in, 2 * height_in + 0.5)
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
-    panels = list(np.asarray(grid).ravel())
-    for axes in panels:
+    figure = new_figure(2 * panel_in, rows * height_in + 0.4, layout="compressed")
+    for number, draw in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, 2, number)
         set_ground(axes, drawing.range_m)
-        axes.label_outer()
-    _points(panels[0], drawing.visible, BLACK, "input, left after masking")
-    _points(panels[1], drawing.target, BLUE, "target")
-    _points(panels[2], drawing.rebuilt, VERMILION, "rebuilt")
-    _occupancy(figure, panels[3], drawing)
+        draw(axes, drawing)
     figure.suptitle(f"{drawing.scene}, frame {drawing.frame}: masked reconstruction", fontsize=11)
     return save(figure, path)
 
 
-def _points(axes: Axes, points: NDArray[Any] | None, colour: str, title: str) -> None:
-    if points is None:
-        axes.set_title(f"{title}: switched off", fontsize=10)
-        return
-    axes.plot(
-        points[:, 0],
-        points[:, 1],
-        linestyle="none",
-        marker=".",
-        markersize=1.0,
-        markeredgewidth=0,
-        color=colour,
-    )
-    axes.set_title(f"{title}: {len(points):,} points", fontsize=10)
+def _visible(axes: Axes, drawing: ReconstructionDrawing) -> None:
+    _points(axes, drawing.visible, BLACK, "input, left after masking")
 
 
-def _occupancy(figure: Figure, axes: Axes, drawing: ReconstructionDrawing) -> None:
+def _target(axes: Axes, drawing: ReconstructionDrawing) -> None:
+    _points(axes, drawing.target, BLUE, "target")
+
+
+def _rebuilt(axes: Axes, drawing: ReconstructionDrawing) -> None:
+    if drawing.rebuilt is not None:
+        _points(axes, drawing.rebuilt, VERMILION, "rebuilt")
+
+
+def _occupancy(axes: Axes, drawing: ReconstructionDrawing) -> None:
     if drawing.occupancy is None:
-        axes.set_title("occupancy: switched off", fontsize=10)
         return
     low_x, low_y, _, high_x, high_y, _ = drawing.range_m
     image = axes.imshow(
@@ -109,6 +103,21 @@ def _occupancy(figure: Figure, axes: Axes, drawing: ReconstructionDrawing) -> No
         vmax=1.0,
         interpolation="nearest",
     )
-    bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.01)
-    bar.ax.tick_params(labelsize=8)
+    axes.grid(visible=False)
+    # In the axes' own space, so that the panels stay of equal size.
+    bar = axes.inset_axes((1.01, 0.0, 0.015, 1.0))
+    axes.figure.colorbar(image, cax=bar).ax.tick_params(labelsize=8)
     axes.set_title("probability of occupancy", fontsize=10)
+
+
+def _points(axes: Axes, points: NDArray[Any], colour: str, title: str) -> None:
+    axes.plot(
+        points[:, 0],
+        points[:, 1],
+        linestyle="none",
+        marker=".",
+        markersize=1.3,
+        markeredgewidth=0,
+        color=colour,
+    )
+    axes.set_title(f"{title}: {len(points):,} points", fontsize=10)

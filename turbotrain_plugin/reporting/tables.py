@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -19,13 +20,13 @@ Results = Mapping[str, Any]
 
 def results_table(*results: Results) -> str:
     """Return console text: one result in full, or several as rows to compare."""
+    protocols = "\n".join(_wrapped(line) for line in _protocols(results).split("\n"))
     if len(results) == 1:
         blocks = [_detection(results[0]), _distances(results[0]), _prediction(results[0])]
         text = "\n\n".join(_aligned(block) for block in blocks if len(block) > 1)
-        return "\n\n".join(
-            part for part in (text, _counts(results[0]), _protocols(results)) if part
-        )
-    return _aligned(_comparison(results)) + "\n\n" + _protocols(results)
+        counts = _wrapped(_counts(results[0]))
+        return "\n\n".join(part for part in (text, counts, protocols) if part)
+    return _aligned(_comparison(results)) + "\n\n" + protocols
 
 
 def results_markdown(*results: Results) -> str:
@@ -39,9 +40,11 @@ def results_markdown(*results: Results) -> str:
 def results_csv(*results: Results) -> str:
     """Return CSV with one row per result: every value under its dotted name, the protocol too."""
     rows = [dict(_flat(result)) for result in results]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    names = dict.fromkeys(name for row in rows for name in row)
+    # A part that one result lacks (None) is no column where another result has values in it.
+    columns = [name for name in names if not any(n.startswith(f"{name}.") for n in names)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -87,7 +90,8 @@ def _words(protocol: Results, key: str) -> str:
     if key == "evaluation_range_m" and len(value) == 6:
         low_x, low_y, _, high_x, high_y, _ = (f"{limit:g}" for limit in value)
         return f"x {low_x} to {high_x} m, y {low_y} to {high_y} m"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Semicolons part the entries of the line.
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(";", ",")
 
 
 def _protocols(results: Sequence[Results]) -> str:
@@ -246,6 +250,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("   ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
