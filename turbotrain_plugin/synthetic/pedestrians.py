@@ -28,7 +28,6 @@ F64 = NDArray[np.float64]
 _STEP_S: Final = 0.1
 _LEAD_S: Final = 8.0
 """People are on their way this long before the recording, so that traffic has seen them."""
-_KEEP_APART_M: Final = 0.8
 _STANDING: Final = 0.45
 _CROSSING: Final = 0.35
 _SWAY_M: Final = 0.08
@@ -54,7 +53,7 @@ def draw_people(
     """Return the people of a scene and their use of the crosswalks.
 
     In 15 % of the scenes nobody is about; else 20-50 people, 45 % of them standing, and up to 4
-    riders at 2-5 m/s. Nobody comes closer than 0.8 m to anybody else: who would is drawn again.
+    riders at 2-5 m/s. Nobody touches anybody else: who would is drawn again.
 
     Args:
         signals: When crosswalks are free; time 0 is the first recorded frame.
@@ -143,11 +142,14 @@ def _cross(
             [place + beyond, -walk],
         ]
     )
-    way = polyline(arm_points(arm, corners[:, 0], corners[:, 1]), 0.25)
+    # Leg by leg, so that the place to wait stays a point of the way.
+    legs = [polyline(corners[i : i + 2], 0.25)[:-1] for i in range(len(corners) - 1)]
+    line = np.concatenate([*legs, corners[-1:]])
+    way = arm_points(arm, line[:, 0], line[:, 1])
     kerb = _length(corners[:3])
-    brisk = rng.uniform(1.55, 1.8)
+    brisk = rng.uniform(1.75, 1.95)
     arrival = rng.uniform(times[0] - 15.0, times[-1])
-    start = max(signals.walk_start(arm, arrival), arrival) + rng.uniform(0, 0.5)
+    start = signals.walk_start(arm, arrival) + rng.uniform(0, 0.3)
     end = start + 2 * _CROSSWALK_EDGE_M / brisk
     s = np.where(
         times < start,
@@ -193,11 +195,17 @@ def _length(way: F64) -> float:
     return float(np.linalg.norm(np.diff(way, axis=0), axis=1).sum())
 
 
+def _reach(kind: str) -> float:
+    """Return the radius about the centre that nobody else may enter, metres."""
+    return float(np.hypot(*HALF_SIZES_M[kind][:2]))
+
+
 def _is_free(person: _Person, others: list[_Person]) -> bool:
     for other in others:
+        reach = _reach(person.kind) + _reach(other.kind)
         both = person.present & other.present
         apart = np.abs(person.xy[both] - other.xy[both])
-        if (np.hypot(apart[:, 0], apart[:, 1]) < _KEEP_APART_M).any():
+        if (np.hypot(apart[:, 0], apart[:, 1]) < reach).any():
             return False
     return True
 
@@ -228,6 +236,6 @@ def _crosswalk_use(people: list[_Person], times: F64) -> CrosswalkUse:
     for column, person in enumerate(walkers):
         arm = person.crosswalk
         turned = arm_points(-arm % 4, person.xy[:, 0], person.xy[:, 1])
-        on = person.present & (np.abs(turned[:, 1]) < ROADS.half_width_m + 0.5)
+        on = person.present & (np.abs(turned[:, 1]) < _CROSSWALK_EDGE_M - 0.3)
         offsets[on, arm, column] = turned[on, 1]
     return CrosswalkUse(float(times[0]), _STEP_S, offsets)

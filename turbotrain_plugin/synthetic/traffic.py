@@ -29,7 +29,8 @@ MOVING_MIX: Final = {
 """Share of the types among moving vehicles."""
 
 _STEP_S: Final = 0.1
-_WARM_UP_S: Final = 45.0
+_COARSE_STEPS: Final = ((-45.0, 0.2), (-8.0, _STEP_S))
+"""Start and length of the steps before the recording; nobody looks at the first ones."""
 _ACCELERATION: Final = 1.8
 _BRAKING: Final = 1.8
 _HARDEST: Final = -3.9
@@ -83,18 +84,25 @@ def simulate_traffic(
     log = _Log()
     fleet = _empty_fleet()
     lengths = np.array([route.length for route in network.routes])
-    for step in range(-round(_WARM_UP_S / _STEP_S), frames):
-        time_s = step * _STEP_S
-        fleet = arrivals.add(fleet, log)
-        if step >= 0:
+    for time_s, step_s in _steps(frames):
+        fleet = arrivals.add(fleet, log, step_s)
+        if time_s >= 0:
             log.frames.append((fleet.number.copy(), fleet.s.copy(), fleet.v.copy()))
         fleet.stopped |= rules.at_stop_line(fleet)
         acceleration = _acceleration(network, fleet, rules.closed_gates(time_s, fleet))
-        speed = np.maximum(fleet.v + acceleration * _STEP_S, 0.0)
-        fleet.s += 0.5 * (fleet.v + speed) * _STEP_S
+        speed = np.maximum(fleet.v + acceleration * step_s, 0.0)
+        fleet.s += 0.5 * (fleet.v + speed) * step_s
         fleet.v = speed
         fleet = _keep(fleet, fleet.s < lengths[fleet.route])
     return _collect(network, log, frames)
+
+
+def _steps(frames: int) -> list[tuple[float, float]]:
+    """Return (time, step) from the first arrival to the last recorded frame, seconds."""
+    (start, coarse), (fine_start, fine) = _COARSE_STEPS
+    early = [(start + coarse * i, coarse) for i in range(round((fine_start - start) / coarse))]
+    late = [(fine * i, fine) for i in range(round(fine_start / fine), frames)]
+    return early + late
 
 
 class _Arrivals:
@@ -107,9 +115,9 @@ class _Arrivals:
         self._waiting: dict[tuple[int, int], list[int]] = {}
         self._index = {(r.arm, r.lane, r.turn): i for i, r in enumerate(network.routes)}
 
-    def add(self, fleet: Fleet, log: _Log) -> Fleet:
-        """Return the fleet with the vehicles that enter in this step."""
-        for arm in np.nonzero(self._rng.random(4) < self._rates * _STEP_S)[0].tolist():
+    def add(self, fleet: Fleet, log: _Log, step_s: float) -> Fleet:
+        """Return the fleet with the vehicles that enter within ``step_s``."""
+        for arm in np.nonzero(self._rng.random(4) < self._rates * step_s)[0].tolist():
             self._arrive(arm, log)
         for queue in self._waiting.values():
             if queue:
