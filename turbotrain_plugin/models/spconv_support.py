@@ -21,7 +21,14 @@ from torch import Tensor
 
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["SelfTest", "load_spconv", "mend_spconv", "single_thread", "spconv_self_test"]
+__all__ = [
+    "SelfTest",
+    "load_spconv",
+    "mend_spconv",
+    "set_algorithm",
+    "single_thread",
+    "spconv_self_test",
+]
 
 _MENDED: Final = "_turbotrain_mended"
 _GUARDED: Final = (
