@@ -268,4 +268,4 @@ def _flat(value: Results, prefix: str = "") -> Iterator[tuple[str, Any]]:
         elif isinstance(item, list | tuple):
             yield name, json.dumps(item)
         else:
-            yield name, "" if item is None else item
+            yield name, item

@@ -295,7 +295,7 @@ def test_reconstruction_panels(figures: list[Figure]) -> None:
 
 def test_occupancy_rows_run_upwards(figures: list[Figure]) -> None:
     occupancy = np.zeros((20, 40))
-    occupancy[0] = 1.0  # the row of the smallest y
+    occupancy[0] = 0.5  # the row of the smallest y
     draw_reconstruction(_made_reconstruction(occupancy=occupancy), Path("unused"))
     image = next(axes.images[0] for axes in figures[0].axes if axes.images)
     assert image.origin == "lower"
