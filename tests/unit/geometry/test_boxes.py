@@ -25,7 +25,7 @@ CAR = np.array([[10.0, 5.0, -1.0, 4.0, 2.0, 1.5, 0.0]])
 
 
 def _ahead(metres: float) -> NDArray[np.float64]:
-    return np.add(CAR, [metres, 0, 0, 0, 0, 0, 0])
+    return np.asarray(np.add(CAR, [metres, 0, 0, 0, 0, 0, 0]))
 
 
 def _boxes(count: int, seed: int = 0) -> NDArray[np.float64]:
