@@ -353,16 +353,18 @@ class StageLoop:
         self.position = Position(**state["position"])
 
     def _close(self) -> None:
-        position = self.position
-        self._context.stage_records.append(
-            {
-                "name": self.stage.name,
-                "steps": position.stage_step,
-                "seconds": round(position.seconds, 1),
-                "first_loss": _mean(position.first_losses),
-                "last_loss": _mean(position.last_losses),
-            }
-        )
+        """Record the finished stage; doing so again, after a resume, changes nothing."""
+        position, records = self.position, self._context.stage_records
+        record = {
+            "name": self.stage.name,
+            "steps": position.stage_step,
+            "seconds": round(position.seconds, 1),
+            "first_loss": _mean(position.first_losses),
+            "last_loss": _mean(position.last_losses),
+        }
+        records[:] = [other for other in records if other["name"] != self.stage.name]
+        records.append(record)
+        self.save()
 
 
 def _balance_line(record: BalanceRecord, window: BalanceWindow) -> dict[str, Any]:

@@ -89,8 +89,7 @@ class Trainer:
             at = loop.position
             LOG.info("resuming %s at step %d (exact)", stage.name, at.stage_step)
         elif index > 0:
-            done = sum(record["steps"] for record in context.stage_records)
-            loop.position.global_step = done
+            loop.position.global_step = sum(r["steps"] for r in context.stage_records)
         self._announce(loop, len(train_set))
         return loop
 
@@ -111,7 +110,10 @@ class Trainer:
             checkpoints.load(checkpoints.stage_weights(self._folder, source))
         )
         report = transfer_weights(
-            weights, network, min_coverage=self._config.turbotrain.pretrain.min_coverage
+            weights,
+            network,
+            min_coverage=self._config.turbotrain.pretrain.min_coverage,
+            not_pretrained=_not_pretrained(self._config),
         )
         LOG.info("%s", report.table())
 
@@ -140,3 +142,11 @@ class Trainer:
             "learner": loop.learner.module.state_dict(),
         }
         checkpoints.save(checkpoints.stage_weights(self._folder, loop.stage.name), state)
+
+
+def _not_pretrained(config: RunConfig) -> tuple[str, ...]:
+    """Return the shared modules that pretraining leaves out and that start afresh."""
+    if config.turbotrain.pretrain.agent_fusion:
+        return ("compressor",)
+    behind_fusion = config.model.args.neck.position == "post_fusion"
+    return ("compressor", "fusion", "neck") if behind_fusion else ("compressor", "fusion")
