@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -116,6 +117,23 @@ def test_resume_keeps_complete_scenes(quick: Path, tmp_path: Path) -> None:
     assert is_complete(root)
 
 
+def test_an_interrupted_scene_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(plan: object, preset: object, seed: object, folder: Path, head: object) -> None:
+        del plan, preset, seed, head
+        (folder / "1").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    module = importlib.import_module("turbotrain_plugin.synthetic.generate")
+    monkeypatch.setattr(module, "render_scene", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(QUICK, tmp_path / "i", seed=1, workers=1)
+    assert not list((tmp_path / "i").glob("train/*"))
+    assert not is_complete(tmp_path / "i")
+    monkeypatch.undo()
+    assert is_complete(generate(QUICK, tmp_path / "i", seed=1, workers=1, resume=True))
+    assert not (tmp_path / "i" / ".partial").exists()
+
+
 def test_without_resume_all_is_built_anew(quick: Path, tmp_path: Path) -> None:
     root = generate(QUICK, tmp_path / "n", seed=1, workers=1)
     victim = next((root / "train").rglob("*.bin"))
@@ -165,7 +183,9 @@ def test_impossible_presets(change: dict[str, int], message: str) -> None:
 
 def test_presets_have_whole_windows() -> None:
     """Five frames of history and six of future fit in, on the 2 Hz grid."""
-    for preset in PRESETS.values():
+    for name in ("tiny", "small", "bench"):
+        preset = PRESETS[name]
+        assert preset.name == name
         assert preset.frames > 50
         assert preset.frames % 5 == 1
         assert 5 % preset.label_stride == 0

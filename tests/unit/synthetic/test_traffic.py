@@ -174,6 +174,41 @@ def test_long_runs_stay_free_of_collisions() -> None:
         assert ((late > 2.0) & objects.present[400:]).any(axis=1).mean() > 0.95
 
 
+def test_turns_wait_for_people_on_the_crosswalk() -> None:
+    """While somebody stands in both exit lanes nobody turns over a crosswalk; after, they do."""
+    offsets = np.full((480, 4, 2), np.nan)
+    offsets[130:330] = [-3.5, -7.0]
+    people = CrosswalkUse(-8.0, 0.1, offsets)
+    before, during, after = 0, 0, 0
+    for seed in range(3):
+        objects = simulate_traffic(Signals(0.0), people, 400, np.random.default_rng(seed))
+        for time_s, right_or_left in turning_fronts(objects):
+            if right_or_left:
+                before += time_s < 5.0
+                during += 5.5 < time_s < 24.9
+                after += time_s > 25.0
+    assert during == 0
+    assert before + after > 3
+
+
+def turning_fronts(objects: SceneObjects) -> list[tuple[float, bool]]:
+    """(time, has turned) of the fronts that come to the crosswalk they leave over."""
+    found = []
+    for i in range(len(objects.types)):
+        there = np.nonzero(objects.present[:, i])[0]
+        yaw = objects.yaw[there, i]
+        heading = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
+        front = objects.xy[there, i] + objects.half_sizes[i, 0] * heading
+        for arm in range(4):
+            out = arm_points(arm, np.ones(1), np.zeros(1))[0]
+            along = front @ out
+            passed = (along[:-1] < 15.5) & (along[1:] >= 15.5) & (heading[1:] @ out > 0.5)
+            for k in np.nonzero(passed)[0].tolist():
+                turned = abs(yaw[k] - yaw[0]) > np.radians(30)
+                found.append((float(there[k]) * 0.1, bool(turned)))
+    return found
+
+
 def test_all_turns_happen() -> None:
     turns = []
     for seed in range(3):
