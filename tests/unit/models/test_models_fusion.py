@@ -121,7 +121,7 @@ def test_a_visible_neighbour_does_matter_where_it_sees(method: str, depth: int) 
     context.roi[1, :, :, 3:] = False
     fused = fusion(features, context).features
     alone = fusion(features[:1], rows(context, [0], [1])).features
-    changed = (fused - alone).abs().amax(1)[0] > 1e-6
+    changed = (fused - alone).abs().amax(1)[0] > 1e-3
     assert changed[:, :3].all()
     assert not changed[:, 3:].any()
 
