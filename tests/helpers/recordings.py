@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,12 @@ def inside(points: F64, box: tuple[F64, F64, F64], margin: float) -> NDArray[np.
     return np.asarray(within.all(axis=1))
 
 
+@lru_cache(maxsize=1000)
+def _parsed(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+    return content
+
+
 @dataclass(frozen=True)
 class Recording:
     """One scene folder."""
@@ -80,9 +86,7 @@ class Recording:
         return sorted(int(path.stem) for path in (self.folder / str(agent)).glob("*.bin"))
 
     def label(self, agent: int, frame: int) -> dict[str, Any]:
-        path = self.folder / str(agent) / f"{frame:06d}.yaml"
-        content: dict[str, Any] = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-        return content
+        return _parsed(self.folder / str(agent) / f"{frame:06d}.yaml")
 
     def view(self, agent: int, frame: int) -> View:
         cloud = self.folder / str(agent) / f"{frame:06d}.bin"

@@ -18,7 +18,7 @@ Drawn = list[tuple[Signals, SceneObjects, CrosswalkUse]]
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
     scenes = []
-    for seed in range(8):
+    for seed in range(6):
         signals = Signals(4.0 * seed)
         scenes.append((signals, *draw_people(signals, FRAMES, np.random.default_rng(seed))))
     return scenes
@@ -27,10 +27,10 @@ def drawn() -> Drawn:
 def test_numbers() -> None:
     counts = [
         len(draw_people(Signals(0.0), 2, np.random.default_rng(seed))[0].types)
-        for seed in range(24)
+        for seed in range(16)
     ]
     empty = [count for count in counts if count == 0]
-    assert 1 <= len(empty) <= 10
+    assert 1 <= len(empty) <= 8
     assert max(counts) <= 54
     # Some of those drawn walk only outside the recorded time.
     assert np.median(counts) > 15
@@ -45,7 +45,7 @@ def test_on_the_carriageway_only_on_crosswalks(drawn: Drawn) -> None:
         crossing += len(along)
         assert (along > CROSSWALK_M[0]).all()
         assert (along < CROSSWALK_M[1]).all()
-    assert crossing > 300
+    assert crossing > 200
 
 
 def test_they_cross_while_traffic_has_red(drawn: Drawn) -> None:
