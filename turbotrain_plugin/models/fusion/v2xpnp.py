@@ -139,16 +139,16 @@ class _AgentLayer(nn.Module):
         """
         normed = self.norm(cells)
         receiver_types = types[pairs.receiver]
-        query = self.query(normed[pairs.receiver], receiver_types)
+        query = self.query(normed.index_select(0, pairs.receiver), receiver_types)
         key = self._keys(normed, types, pairs)
-        scores = head_scores(query[pairs.of_pair], key, self._heads)
+        scores = head_scores(query.index_select(0, pairs.of_pair), key, self._heads)
         visible = roi[pairs.sender] | (pairs.receiver[pairs.of_pair] == pairs.sender)[:, None]
         weights = _softmax_over_senders(scores, visible, pairs)
-        value = self.value(normed, types)[pairs.sender]
+        value = self.value(normed, types).index_select(0, pairs.sender)
         message = torch.zeros_like(query).index_add(
             0, pairs.of_pair, weigh_values(weights, value).to(query.dtype)
         )
-        kept = cells[pairs.receiver]
+        kept = cells.index_select(0, pairs.receiver)
         kept = kept + self.dropout(self.output(message, receiver_types))
         fed: Tensor = kept + self.feed_forward(kept)
         return fed
@@ -167,7 +167,9 @@ class _AgentLayer(nn.Module):
         weight = torch.einsum("phoi,phic->phoc", relation, projection).flatten(1, 2)
         shift = split_last(self.key.bias[sender_types], self._heads)
         bias = torch.einsum("phoi,phi->pho", relation, shift).flatten(1, 2)
-        return torch.baddbmm(bias.unsqueeze(1), normed[pairs.sender], weight.transpose(1, 2))
+        return torch.baddbmm(
+            bias.unsqueeze(1), normed.index_select(0, pairs.sender), weight.transpose(1, 2)
+        )
 
 
 class _TypedLinear(nn.Module):
