@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from turbotrain_plugin.balancing import GradientBalancer, sweep
+from turbotrain_plugin.balancing import GradientBalancer, optimizer, sweep
 from turbotrain_plugin.balancing.gradients import Gradients, exact_gradients
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
 from turbotrain_plugin.balancing.sweep import _Sweep, low_memory_gradients
@@ -87,6 +87,13 @@ def a_loss_of_a_loss(m: Parts, x: Tensor) -> Losses:
     return {"a": a, "b": a.square() + m.head_b(x).sum()}
 
 
+def losses_of_a_chain_of_a_loss(m: Parts, x: Tensor) -> Losses:
+    """Shared operations lie before the place where the first loss enters."""
+    a = heads(m, trunk(m, x), x)["a"]
+    late = (a * m.norm.weight.sum()).tanh() * m.map.bias.sum()
+    return {"a": a, "b": late.square(), "c": late.exp()}
+
+
 def two_outputs_of_one_operation(m: Parts, x: Tensor) -> Losses:
     left, right = torch.tanh(m.layers[1](m.layers[0](x))).chunk(2, dim=1)
     return {"a": (left * right).mean(), "b": left.square().sum()}
@@ -136,6 +143,7 @@ GRAPHS: list[Callable[[Parts, Tensor], Losses]] = [
     branches_that_never_meet,
     tied_weights,
     a_loss_of_a_loss,
+    losses_of_a_chain_of_a_loss,
     two_outputs_of_one_operation,
     three_tasks,
     checkpointed,
@@ -214,11 +222,21 @@ def test_heads_are_a_piece_of_their_own(parts: Parts, x: Tensor) -> None:
     assert second.shared
 
 
+def test_the_latest_operation_comes_first(parts: Parts, x: Tensor) -> None:
+    """As in torch's engine, so that activations are freed in the usual order."""
+    pieces = _Sweep(list(branches_that_never_meet(parts, x).values())).pieces()
+    place = {layer.bias: index for index, layer in enumerate(parts.layers)}
+    order = [place[leaf] for piece in pieces for leaf in piece.leaves if leaf in place]
+    assert order == [3, 2, 1, 0]
+
+
 @needs_edges
 def test_every_piece_is_freed(parts: Parts, x: Tensor) -> None:
     losses = sequential(parts, x)
     low_memory_gradients(losses, leaves_of_tasks(losses))
-    for loss in losses.values():
+    for loss, head in zip(losses.values(), (parts.head_a, parts.head_b), strict=True):
+        with pytest.raises(RuntimeError, match="second time"):  # the heads on their own
+            torch.autograd.grad(loss, list(head.parameters()), retain_graph=True)
         with pytest.raises(RuntimeError, match="second time"):
             loss.backward()  # type: ignore[no-untyped-call]
 
@@ -300,6 +318,28 @@ def test_training_is_the_same_with_either_source(
         trained.append(model.state_dict())
     for name, value in trained[0].items():
         torch.testing.assert_close(value, trained[1][name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_the_chosen_source_is_used(
+    make_model: Callable[..., Any],
+    make_balancer: Callable[..., GradientBalancer],
+    inputs: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spy(losses: Losses, leaves: Leaves) -> Gradients:
+        used.append("spy")
+        return exact_gradients(losses, leaves)
+
+    used: list[str] = []
+    monkeypatch.setitem(optimizer.SOURCES, "exact_low_memory", spy)
+    model = make_model()
+    balancer = make_balancer(model)
+    assert balancer.source == "exact"
+    balancer.backward(model(inputs))
+    assert used == []
+    balancer.source = "exact_low_memory"
+    balancer.backward(model(inputs))
+    assert used == ["spy"]
 
 
 def test_unknown_sources_are_refused(
