@@ -95,7 +95,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "missing folder": (remove_root, ("there is no such data folder",)),
     "empty scene": (empty_scene, (SCENE,)),
     "truncated cloud": (truncated_cloud, (".bin", "16")),
-    "python tag": (python_tag, (".yaml", "not allowed")),
+    "python tag": (python_tag, (".yaml", "nothing is executed")),
     "foreign pickle": (foreign_pickle, (".pkl",)),
 }
 

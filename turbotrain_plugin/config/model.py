@@ -93,6 +93,9 @@ class ModelArgs:
     compression: MessageConfig = group(MessageConfig, "Message compression.")
     map: MapConfig = group(MapConfig, "Vector map.")
     prediction: bool = key(True, "Build the trajectory head.")
+    metres_per_step: float = key(
+        5.0, "Trajectory head: metres per step of a raw output of 1 (5: 10 m/s). Our choice."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,8 +88,11 @@ class CooperativeNetwork(nn.Module):
         self.fusion = FUSIONS[args.fusion.core_method](args.fusion, channels)
         self.map_fusion = MapFusion(args.map, channels, grid) if args.map.enabled else None
         self.detection = DetectionHead(channels, anchors)
+        unit_m = args.metres_per_step
         self.prediction = (
-            PredictionHead(channels, anchors, future_steps) if args.prediction else None
+            PredictionHead(channels, anchors, future_steps, metres_per_step=unit_m)
+            if args.prediction
+            else None
         )
 
     def forward(self, batch: Batch) -> Predictions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from turbotrain_plugin.models.layers import ConvNormReLU, split_last
@@ -44,16 +45,25 @@ class DetectionHead(nn.Module):
 class PredictionHead(nn.Module):
     """(B, C, H, W) -> one trajectory per anchor: offsets in metres from the centre at t = 0.
 
-    A 3x3 convolution with ReLU, then 1x1. One mode and this layout are our choice.
+    A 3x3 convolution with ReLU, then 1x1; the raw value of step k is multiplied by k times
+    ``metres_per_step``, so that a fast object is an output of the order of 1 at every step, as a
+    slow one is, and is learnt as soon. One mode and this layout are our choice.
 
     Args:
         channels: C.
         anchors: Anchors per cell.
         future_steps: F.
+        metres_per_step: Distance per step of a raw output of 1.
     """
 
-    def __init__(self, channels: int, anchors: int, future_steps: int) -> None:
+    scale: Tensor
+
+    def __init__(
+        self, channels: int, anchors: int, future_steps: int, *, metres_per_step: float = 1.0
+    ) -> None:
         super().__init__()
+        steps = torch.arange(1, future_steps + 1).view(-1, 1)
+        self.register_buffer("scale", steps * metres_per_step, persistent=False)
         self._layout = (anchors, future_steps)
         self.hidden = ConvNormReLU(channels, channels)
         self.offsets = nn.Conv2d(channels, anchors * future_steps * 2, 1)
@@ -61,4 +71,4 @@ class PredictionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return float32 (B, H, W, anchors, F, 2)."""
         offsets = self.offsets(self.hidden(features)).permute(0, 2, 3, 1)
-        return split_last(offsets, *self._layout).float()
+        return split_last(offsets, *self._layout).float() * self.scale

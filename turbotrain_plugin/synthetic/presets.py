@@ -135,5 +135,15 @@ PRESETS: Final[dict[str, Preset]] = {
         roadside=SensorModel(_uniform(-22.5, 22.5, 64), 1024, 120.0),
         cloud_stride=5,
     ),
+    "probe": Preset(
+        name="probe",
+        scenes=(1, 0, 0),
+        frames=56,
+        vehicle=SensorModel(_dense_128()[::2], 1800, 150.0),
+        roadside=SensorModel(_uniform(-22.5, 22.5, 64), 1024, 120.0),
+        cloud_stride=5,
+        label_stride=5,
+    ),
 }
-"""Tiny: a demo on a CPU, many scenes on the 2 Hz grid. Small: tests. Bench: a GPU."""
+"""Tiny: a demo on a CPU, many scenes on the 2 Hz grid. Small: tests. Bench: a GPU.
+Probe: one scene with bench's sensors, to measure a single step."""

@@ -38,7 +38,18 @@ def test_trajectory_channels_are_read_anchor_step_coordinate() -> None:
     torch.nn.init.zeros_(head.offsets.weight)
     offsets = head(torch.randn(1, 8, 4, 5))
     assert offsets.shape == (1, 4, 5, 2, 3, 2)
-    assert offsets[0, 1, 1].tolist() == torch.arange(12.0).view(2, 3, 2).tolist()
+    raw = torch.arange(12.0).view(2, 3, 2)
+    assert offsets[0, 1, 1].tolist() == (raw * torch.tensor([[1.0], [2.0], [3.0]])).tolist()
+
+
+def test_steady_motion_is_the_same_raw_value_at_every_step() -> None:
+    head = PredictionHead(8, 1, 4, metres_per_step=5.0)
+    assert head.offsets.bias is not None
+    torch.nn.init.zeros_(head.offsets.weight)
+    torch.nn.init.ones_(head.offsets.bias)
+    offsets = head(torch.randn(1, 8, 2, 2))
+    assert offsets[0, 0, 0, 0, :, 0].tolist() == [5.0, 10.0, 15.0, 20.0]
+    assert "scale" not in head.state_dict()
 
 
 def test_rows_and_columns_keep_their_place() -> None:
