@@ -230,7 +230,7 @@ class GradientBalancer(Optimizer):
             # Once, so that what would stop the first balanced step stops the first step instead.
             self._sharing.examine(leaves_of_tasks(active))
         total = sum_losses(active)
-        (total if scaler is None else scaler.scale(total)).backward()  # type: ignore[no-untyped-call]
+        (total if scaler is None else scaler.scale(total)).backward()
 
     def _balanced_backward(
         self, losses: Mapping[str, Tensor], scaler: torch.amp.GradScaler | None

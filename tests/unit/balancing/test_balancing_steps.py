@@ -20,7 +20,7 @@ MakeBalancer = Callable[..., GradientBalancer]
 def gradients_of(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """Return name -> gradient by an ordinary backward pass on a fresh graph."""
     model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found

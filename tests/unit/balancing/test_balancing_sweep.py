@@ -238,7 +238,7 @@ def test_every_piece_is_freed(parts: Parts, x: Tensor) -> None:
         with pytest.raises(RuntimeError, match="second time"):  # the heads on their own
             torch.autograd.grad(loss, list(head.parameters()), retain_graph=True)
         with pytest.raises(RuntimeError, match="second time"):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
 
 class Saved:
