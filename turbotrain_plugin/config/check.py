@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from turbotrain_plugin.config.run import RunConfig
 from turbotrain_plugin.errors import UserError
+
+_VOXEL_ROUNDING: Final = 1e-3
+"""As ``geometry.grid``: 204.8 m are 2048 voxels of 0.1 m in spite of binary fractions."""
 
 
 def check(config: RunConfig) -> None:
@@ -24,6 +28,9 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _anchors(config)
     yield from _channels(config)
     yield from _training(config)
+    yield from _optimizers(config)
+    yield from _schedules(config)
+    yield from _selection(config)
 
 
 def _positive(config: RunConfig) -> Iterator[str]:
@@ -41,15 +48,59 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "turbotrain.data.sample_stride": data.sample_stride,
         "turbotrain.pretrain.epoches": config.turbotrain.pretrain.epoches,
         "turbotrain.pretrain.batch_size": config.turbotrain.pretrain.batch_size,
+        "turbotrain.pretrain.points.count": config.turbotrain.pretrain.points.count,
+        "turbotrain.pretrain.points.max_targets": config.turbotrain.pretrain.points.max_targets,
+        "turbotrain.pretrain.occ.bins": config.turbotrain.pretrain.occ.bins,
         "turbotrain.accumulate": config.turbotrain.accumulate,
+        "turbotrain.max_bad_steps": config.turbotrain.max_bad_steps,
+        "turbotrain.data.prefetch_factor": data.prefetch_factor,
+        "postprocess.anchor_args.feature_stride": config.postprocess.anchor_args.feature_stride,
+        "postprocess.nms_candidates": config.postprocess.nms_candidates,
+        "model.args.channels": config.model.args.channels,
+        "model.args.map.stride": config.model.args.map.stride,
+        "model.args.map.segments": config.model.args.map.segments,
+        "model.args.fusion.windows": min(config.model.args.fusion.windows, default=1),
     }
     for name, value in at_least_one.items():
         if value < 1:
             yield f"{name} must be at least 1. Found {value}."
+    not_negative = {
+        "seed": config.seed,
+        "train_params.eval_freq": config.train_params.eval_freq,
+        "train_params.save_freq": config.train_params.save_freq,
+        "turbotrain.data.num_workers": data.num_workers,
+        "turbotrain.logging.keep": config.turbotrain.logging.keep,
+        "turbotrain.logging.save_steps": config.turbotrain.logging.save_steps,
+        "turbotrain.patience": config.turbotrain.patience,
+        "turbotrain.pretrain.occ.empty_ratio": config.turbotrain.pretrain.occ.empty_ratio,
+    }
+    for name, count in not_negative.items():
+        if count < 0:
+            yield f"{name} must not be negative. Found {count}."
     if not all(math.isfinite(size) and size > 0 for size in voxel.voxel_size):
         yield f"preprocess.args.voxel_size must be positive. Found {list(voxel.voxel_size)}."
+    else:
+        yield from _grid(config)
     if config.comm_range <= 0:
         yield f"comm_range must be positive metres. Found {config.comm_range}."
+
+
+def _grid(config: RunConfig) -> Iterator[str]:
+    limits, sizes = config.preprocess.cav_lidar_range, config.preprocess.args.voxel_size
+    stride = max(config.postprocess.anchor_args.feature_stride, 1)
+    for axis, name in enumerate("xyz"):
+        count = (limits[axis + 3] - limits[axis]) / sizes[axis]
+        whole = count > 0 and abs(count - round(count)) < _VOXEL_ROUNDING
+        if not whole or (name != "z" and round(count) % stride):
+            yield (
+                f"preprocess.cav_lidar_range along {name} must be a positive whole number of "
+                f"voxels of {sizes[axis]:g} m"
+                + (f", divisible by feature_stride {stride}" if name != "z" else "")
+                + f". Found {limits[axis]:g} to {limits[axis + 3]:g} m, {count:g} voxels."
+            )
+    chosen = config.turbotrain.evaluation.range
+    if chosen is not None and any(chosen[axis] >= chosen[axis + 3] for axis in range(3)):
+        yield f"turbotrain.evaluation.range must give x, y, z min, then max. Found {list(chosen)}."
 
 
 def _anchors(config: RunConfig) -> Iterator[str]:
@@ -95,6 +146,13 @@ def _channels(config: RunConfig) -> Iterator[str]:
     for name, count in heads.items():
         if count < 1 or args.channels % count:
             yield f"{name} must divide model.args.channels {args.channels}. Found {count}."
+    for name, share in (
+        ("temporal", args.temporal.dropout),
+        ("fusion", args.fusion.dropout),
+        ("map", args.map.dropout),
+    ):
+        if not 0 <= share < 1:
+            yield f"model.args.{name}.dropout must lie in [0, 1). Found {share}."
     ratio = args.compression.ratio
     if ratio < 0 or (ratio and args.channels % ratio):
         yield f"model.args.compression.ratio must be 0 or divide {args.channels}. Found {ratio}."
@@ -102,6 +160,9 @@ def _channels(config: RunConfig) -> Iterator[str]:
 
 def _training(config: RunConfig) -> Iterator[str]:
     block = config.turbotrain
+    if block.pretrain.points.z_scale <= 0:
+        scale = block.pretrain.points.z_scale
+        yield f"turbotrain.pretrain.points.z_scale must be positive. Found {scale}."
     if not 0 <= block.pretrain.mask.ratio < 1:
         ratio = block.pretrain.mask.ratio
         yield f"turbotrain.pretrain.mask.ratio must lie in [0, 1). Found {ratio}."
@@ -119,9 +180,49 @@ def _training(config: RunConfig) -> Iterator[str]:
         )
     elif block.balance.free_steps + block.balance.balance_steps == 0:
         yield "turbotrain.balance free_steps and balance_steps cannot both be 0."
+
+
+def _optimizers(config: RunConfig) -> Iterator[str]:
     for name, optimizer in (
         ("optimizer", config.optimizer),
-        ("turbotrain.pretrain.optimizer", block.pretrain.optimizer),
+        ("turbotrain.pretrain.optimizer", config.turbotrain.pretrain.optimizer),
     ):
+        args = optimizer.args
         if not optimizer.lr > 0:
             yield f"{name}.lr must be positive. Found {optimizer.lr}."
+        if not all(0 <= beta < 1 for beta in args.betas):
+            yield f"{name}.args.betas must lie in [0, 1). Found {list(args.betas)}."
+        if args.weight_decay < 0 or args.eps < 0:
+            yield (
+                f"{name}.args weight_decay and eps must not be negative. "
+                f"Found {args.weight_decay} and {args.eps}."
+            )
+
+
+def _schedules(config: RunConfig) -> Iterator[str]:
+    for name, keys in (
+        ("lr_scheduler", config.lr_scheduler),
+        ("turbotrain.pretrain.lr_scheduler", config.turbotrain.pretrain.lr_scheduler),
+    ):
+        if keys.core_method == "step" and (not keys.step_size or keys.step_size[0] < 1):
+            yield f"{name}.step_size must be at least 1 epoch. Found {list(keys.step_size)}."
+        if keys.warmup_epoches < 0:
+            yield f"{name}.warmup_epoches must not be negative. Found {keys.warmup_epoches}."
+
+
+def _selection(config: RunConfig) -> Iterator[str]:
+    block = config.turbotrain
+    if block.patience and not config.train_params.eval_freq:
+        yield "turbotrain.patience needs validations, but train_params.eval_freq is 0."
+    thresholds = block.evaluation.iou
+    measured = {f"ap_{threshold:.2f}" for threshold in thresholds}
+    if not 0 < len(measured) == len(thresholds) or not all(0 < t <= 1 for t in thresholds):
+        yield (
+            "turbotrain.evaluation.iou must hold thresholds in (0, 1] that differ in two decimals. "
+            f"Found {list(thresholds)}."
+        )
+    if block.monitor.startswith("ap_") and block.monitor not in measured:
+        yield (
+            f"turbotrain.monitor {block.monitor} is not measured: its threshold is missing in "
+            f"turbotrain.evaluation.iou {list(block.evaluation.iou)}."
+        )

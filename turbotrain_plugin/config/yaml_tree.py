@@ -131,8 +131,9 @@ def parse_text(text: str, source: str) -> Located:
     Raises:
         UserError: With file and line when the text is no plain YAML.
     """
-    loader = _Loader(text)
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text)  # refuses characters that YAML does not know
         node = loader.get_single_node()
         if node is None:
             return Located({}, source, 1)
@@ -141,10 +142,13 @@ def parse_text(text: str, source: str) -> Located:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 0
         raise UserError(f"{source}:{line}: not valid YAML: {error.problem}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: not valid YAML: {error}.") from error
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
+        # KeyError: `!!bool maybe`
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: not valid YAML: {reason}.") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def read_tree(path: Path) -> Located:
@@ -161,10 +165,13 @@ def read_tree(path: Path) -> Located:
 
 
 def merge(base: Located, over: Located) -> Located:
-    """Return ``base`` with ``over`` on top; mappings are merged, anything else is replaced."""
+    """Return ``base`` with ``over`` on top; mappings are merged, anything else is replaced.
+
+    What ``over`` gives comes last, so that of a key and its alias the later one rules.
+    """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(base.value)
     for name, item in over.value.items():
-        merged[name] = merge(merged[name], item) if name in merged else item
+        merged[name] = merge(merged.pop(name), item) if name in merged else item
     return Located(merged, over.source, over.line)

@@ -20,12 +20,12 @@ RECORDING_HZ: Final = 10.0
 """Rate of the frame grid of a recording."""
 
 EGO_RULES: Final = {
-    "vc": "vehicles, then roadside units; ids sorted as text; the first with points is the ego",
-    "ic": "roadside units, then vehicles; ids sorted as text; the first with points is the ego",
-    "v2v": "vehicles only; ids sorted as text; the first with points is the ego",
-    "i2i": "roadside units only; ids sorted as text; the first with points is the ego",
+    "vc": "the vehicle of smallest number that has points is the ego; all cooperate",
+    "ic": "the roadside unit of smallest number that has points is the ego; all cooperate",
+    "v2v": "vehicles only; that of smallest number that has points is the ego",
+    "i2i": "roadside units only; that of smallest number that has points is the ego",
 }
-"""Who is the ego in evaluation, by ``dataset_mode``."""
+"""Who is the ego in evaluation, by ``dataset_mode``; the sign of a number does not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,6 +117,26 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
         ("comm_range=-1", "comm_range must be positive"),
         ("model.args.compression.ratio=7", "must be 0 or divide"),
         ("model.args.fusion.windows=[4]", "same length"),
+        ("seed=-1", "seed must not be negative"),
+        ("turbotrain.data.num_workers=-1", "num_workers must not be negative"),
+        ("turbotrain.logging.keep=-1", "keep must not be negative"),
+        ("turbotrain.max_bad_steps=0", "max_bad_steps must be at least 1"),
+        ("postprocess.anchor_args.feature_stride=0", "feature_stride must be at least 1"),
+        ("postprocess.anchor_args.feature_stride=7", "along x .*divisible by feature_stride 7"),
+        ("preprocess.cav_lidar_range=[9, -40, -5, 1, 40, 3]", "along x must be a positive whole"),
+        ("preprocess.cav_lidar_range=[0, -40, -5, 80, 40, 3.1]", "along z must be a positive"),
+        ("turbotrain.evaluation.range=[9, 0, 0, 1, 1, 1]", "must give x, y, z min, then max"),
+        ("optimizer.args.betas=[1.5, 0.9]", r"optimizer\.args\.betas must lie in \[0, 1\)"),
+        ("turbotrain.pretrain.optimizer.args.weight_decay=-1", "must not be negative"),
+        ("lr_scheduler={core_method: step, step_size: []}", "step_size must be at least 1"),
+        ("lr_scheduler={core_method: step, step_size: 0}", "step_size must be at least 1"),
+        ("lr_scheduler.warmup_epoches=-1", "warmup_epoches must not be negative"),
+        ("turbotrain.evaluation.iou=[50]", r"iou must hold thresholds in \(0, 1\]"),
+        ("model.args.map.dropout=1", r"map\.dropout must lie in \[0, 1\)"),
+        ("model.args.fusion.windows=[0, 4, 8]", "windows must be at least 1"),
+        ("turbotrain.evaluation.iou=[]", "iou must hold thresholds"),
+        ("turbotrain={monitor: ap_0.70, evaluation: {iou: [0.5]}}", "ap_0.70 is not measured"),
+        ("turbotrain.pretrain.points.z_scale=0", "z_scale must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(override: str, message: str) -> None:
@@ -181,3 +201,23 @@ def test_every_key_is_explained() -> None:
 def test_configuration_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().seed = 3  # type: ignore[misc]
+
+
+def test_patience_without_validation_is_refused() -> None:
+    keys = ["train_params.eval_freq=0", "turbotrain.patience=3"]
+    with pytest.raises(UserError, match="patience needs validations"):
+        load_hypes("turbotrain_v2xpnp.yaml", keys)
+
+
+def test_of_a_key_and_its_alias_the_later_file_rules(tmp_path: Path) -> None:
+    """Fragment, file and override spell one key in two ways; the override comes last."""
+    write(tmp_path, "train_params: {epoches: 15}", "base.yaml")
+    file = write(tmp_path, "_base_: base.yaml\ntrain_params: {epochs: 10}")
+    assert load_hypes(file).train_params.epoches == 10
+    assert load_hypes(file, ["train_params.epoches=1"]).train_params.epoches == 1
+
+
+@pytest.mark.parametrize("text", ["a: \x00", "seed: !!bool maybe", "seed: !!int x"])
+def test_what_yaml_itself_chokes_on(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.yaml: not valid YAML"):
+        load_hypes(write(tmp_path, text))
