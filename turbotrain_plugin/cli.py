@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,13 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _configure_log(options.verbose)
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # `opencood config explain | head`
+        # What is still buffered has nowhere to go; the interpreter would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return code
 
@@ -54,7 +58,7 @@ def _configure_log(verbose: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).name if sys.argv else "opencood",
+        prog=_program(),
         description=(
             "TurboTrain for V2X perception and prediction (unofficial; not affiliated with the "
             "authors of OpenCOOD)."
@@ -70,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = verbs.add_parser("doctor", help="check this machine and say what to fix")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _program() -> str:
+    """Return the name the command was called by; `python -m turbotrain_plugin` has none."""
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    return name if name in ("opencood", "turbotrain") else "opencood"
 
 
 _Verbs = argparse._SubParsersAction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -112,6 +113,29 @@ def test_signals_save_and_say_how_to_go_on(number: int, finished: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr
     assert_same_run(finished, run)
+
+
+def test_a_signal_to_the_whole_process_group(tmp_path: Path) -> None:
+    """Schedulers and terminals signal the loader processes too; they must not die of it."""
+    config = tiny_config(tmp_path, ["turbotrain.data.num_workers=1", "train_params.epoches=1"])
+    run = make_run_folder(config)
+    process = subprocess.Popen(
+        command("train", "--model_dir", run, "--device", "cpu"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and written_steps(run) < 2:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert "state saved" in errors
+    checkpoints.load_run_state(run / "last.ckpt")
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ on with batch n bit for bit (``start_batch``), whatever the number of workers.
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -117,7 +118,7 @@ class BatchLoader:
             num_workers=workers,
             collate_fn=_collate_or_fail,
             prefetch_factor=data.prefetch_factor if workers else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             # Samples seed themselves; a private generator keeps the caller's global one untouched.
             generator=torch.Generator().manual_seed(0),
         )
@@ -178,8 +179,12 @@ def _collate_or_fail(samples: list[PreparedSample | _Failure]) -> Batch | _Failu
     return collate(cast("list[PreparedSample]", samples))
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process decides what
+    # they mean, and needs its workers to finish the step it saves; they end when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _pinned(value: _T) -> _T:

@@ -34,8 +34,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N. Found {name!r}.") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N. Found {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this torch sees no CUDA device; see `opencood doctor`.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -133,7 +133,9 @@ def epoch_files(folder: Path) -> dict[int, Path]:
 
 
 def find_weights(folder: Path, epoch: int | None = None) -> Path:
-    """Return the weights to evaluate: a given epoch, else the best, the newest epoch, the last.
+    """Return the weights to evaluate: a given epoch, else the best, the last, the newest epoch.
+
+    ``last.ckpt`` comes before the epochs' files because it is never older than they are.
 
     Raises:
         UserError: When the folder holds none.
@@ -143,7 +145,7 @@ def find_weights(folder: Path, epoch: int | None = None) -> Path:
         if epoch not in by_epoch:
             raise UserError(f"{folder}: no net_epoch{epoch}.pth. Found epochs {list(by_epoch)}.")
         return by_epoch[epoch]
-    candidates = [folder / BEST, *reversed(by_epoch.values()), folder / LAST]
+    candidates = [folder / BEST, folder / LAST, *reversed(by_epoch.values())]
     for path in candidates:
         if path.is_file():
             return path

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import yaml
 
-from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.config import load_hypes
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.validation import Evaluated, evaluate_network
+from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import results_csv, results_table
 
@@ -42,13 +42,15 @@ def evaluate_run(
         What results.json holds.
 
     Raises:
-        UserError: When the folder holds no run.
+        UserError: When the folder holds no run, or ``out`` cannot be made.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
     config = load_hypes(folder / "config.yaml", overrides)
     prepare_torch(config)
     weights_file = checkpoints.find_weights(folder, epoch)
+    stages = _stage_records(folder)
+    out = _made(folder if out is None else out)
     dataset = build_dataset(config, split, "evaluate")
     network = build_network(config, dataset)
     weights = checkpoints.model_weights(checkpoints.load(weights_file))
@@ -63,9 +65,12 @@ def evaluate_run(
             draw=config.turbotrain.evaluation.pictures,
             on_sample=progress.advance,
         )
-    results = _results(folder, config, evaluated)
-    out = folder if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
+    results = {
+        **evaluated.result.to_json(),
+        "message_bytes": evaluated.message_bytes,
+        "stages": stages,
+        "name": config.name,
+    }
     write_json(out / "results.json", results)
     write_text(out / "results.csv", results_csv(results))
     write_text(out / "protocol.yaml", yaml.safe_dump(results["protocol"], sort_keys=False))
@@ -76,10 +81,17 @@ def evaluate_run(
     return results
 
 
-def _results(folder: Path, config: RunConfig, evaluated: Evaluated) -> dict[str, Any]:
-    results = evaluated.result.to_json()
-    results["message_bytes"] = evaluated.message_bytes
+def _stage_records(folder: Path) -> list[dict[str, Any]]:
     last = folder / checkpoints.LAST
-    results["stages"] = checkpoints.load_run_state(last)["stage_records"] if last.exists() else []
-    results["name"] = config.name
-    return results
+    if not last.is_file():
+        return []
+    records: list[dict[str, Any]] = checkpoints.load_run_state(last)["stage_records"]
+    return records
+
+
+def _made(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: this folder cannot be made ({error.strerror}).") from error
+    return out

@@ -52,7 +52,8 @@ def draw_all(
     for stage in stages_of(config):
         weights = checkpoints.stage_weights(folder, stage.name)
         if stage.kind == PRETRAIN and weights.is_file() and evaluated.drawn:
-            drawn.append(_reconstruction(config, stage, weights, min(evaluated.drawn), vis))
+            split, index = dataset.split, min(evaluated.drawn)
+            drawn.append(_reconstruction(config, stage, weights, (split, index), vis))
     if (folder / METRICS).is_file():
         drawn.append(draw_curves(folder / METRICS, vis / "curves.png"))
     return drawn
@@ -98,9 +99,12 @@ def _lanes(sample: Sample) -> list[NDArray[np.float32]]:
     return [points[valid, :2] for points, valid in pairs]
 
 
-def _reconstruction(config: RunConfig, stage: Stage, weights: Path, index: int, vis: Path) -> Path:
-    """Draw what the pretrained network makes of a sample that training never saw."""
-    dataset = build_dataset(config, "test", "pretrain")
+def _reconstruction(
+    config: RunConfig, stage: Stage, weights: Path, which: tuple[str, int], vis: Path
+) -> Path:
+    """Draw what the pretrained network makes of a sample: (split, index) of what was evaluated."""
+    split, index = which
+    dataset = build_dataset(config, split, "pretrain")
     dataset_grid = dataset.grid
     learner = MaskedPretrainer(
         build_network(config, dataset), dataset_grid, config.turbotrain.pretrain
@@ -113,16 +117,18 @@ def _reconstruction(config: RunConfig, stage: Stage, weights: Path, index: int, 
         _, reconstruction = learner(batch, generator)
     scene, frame, _ = batch.keys[0]
     LOG.debug("drawing the reconstruction of %s, frame %d", scene, frame)
-    drawing = reconstruction_drawing(batch, reconstruction, dataset_grid)
+    z_scale = config.turbotrain.pretrain.points.z_scale
+    drawing = reconstruction_drawing(batch, reconstruction, dataset_grid, z_scale=z_scale)
     return draw_reconstruction(drawing, vis / f"reconstruction_{scene}_{frame:06d}.png")
 
 
 def reconstruction_drawing(
-    batch: Batch, reconstruction: Reconstruction, grid: BevGrid
+    batch: Batch, reconstruction: Reconstruction, grid: BevGrid, *, z_scale: float = 1.0
 ) -> ReconstructionDrawing:
     """Return what a picture of a masked batch of one sample shows.
 
-    The target is what the point loss is taken over: current points in masked cells.
+    The target is what the point loss is taken over: current points in masked cells. ``z_scale`` is
+    ``pretrain.points.z_scale``.
     """
     if batch.reconstruction is None:
         raise ValueError("`batch.reconstruction` must hold the current points. Found None.")
@@ -139,7 +145,7 @@ def reconstruction_drawing(
         range_m=grid.range_m,
         visible=_visible_points(batch, reconstruction),
         target=xyz[region[rows, columns]].numpy(),
-        rebuilt=_rebuilt_points(reconstruction, grid),
+        rebuilt=_rebuilt_points(reconstruction, grid, z_scale),
         occupancy=None if occupancy is None else occupancy[0].sigmoid().amax(-1).float().numpy(),
     )
 
@@ -154,7 +160,9 @@ def _visible_points(batch: Batch, reconstruction: Reconstruction) -> NDArray[np.
     return points
 
 
-def _rebuilt_points(reconstruction: Reconstruction, grid: BevGrid) -> NDArray[np.float32] | None:
+def _rebuilt_points(
+    reconstruction: Reconstruction, grid: BevGrid, z_scale: float
+) -> NDArray[np.float32] | None:
     """Return the predicted points of the region in metres: the inverse of the targets' units."""
     if reconstruction.points is None:
         return None
@@ -165,5 +173,5 @@ def _rebuilt_points(reconstruction: Reconstruction, grid: BevGrid) -> NDArray[np
     low, high = grid.range_m[2], grid.range_m[5]
     x = centres[:, None, 0] + unit[..., 0] * cell_x
     y = centres[:, None, 1] + unit[..., 1] * cell_y
-    z = (low + high) / 2 + unit[..., 2] * (high - low)
+    z = (low + high) / 2 + unit[..., 2] / z_scale * (high - low)
     return np.stack([x, y, z], axis=-1).reshape(-1, 3).astype(np.float32)

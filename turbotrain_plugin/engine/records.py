@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +21,10 @@ import torch
 from tqdm import tqdm
 
 import turbotrain_plugin
+from turbotrain_plugin.balancing import BalanceRecord, BalanceWindow
 from turbotrain_plugin.config import RunConfig, to_yaml
 from turbotrain_plugin.engine.checkpoints import atomic_write
+from turbotrain_plugin.errors import UserError
 
 LOG: Final = logging.getLogger("turbotrain_plugin")
 METRICS: Final = "metrics.jsonl"
@@ -29,7 +32,11 @@ _PACKAGES: Final = ("torch", "numpy", "scipy", "spconv", "shapely", "matplotlib"
 
 
 def make_run_folder(config: RunConfig) -> Path:
-    """Create ``<log_dir>/<name>_<time>`` with config.yaml and env.json; never reuses a folder."""
+    """Create ``<log_dir>/<name>_<time>`` with config.yaml and env.json; never reuses a folder.
+
+    Raises:
+        UserError: When the file system refuses.
+    """
     stem = f"{config.name}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
     parent = Path(config.turbotrain.logging.log_dir)
     for attempt in range(100):
@@ -38,6 +45,11 @@ def make_run_folder(config: RunConfig) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the run folder cannot be made ({error.strerror}). "
+                "Set turbotrain.logging.log_dir to a folder that can be written."
+            ) from error
         write_text(folder / "config.yaml", to_yaml(config))
         write_json(folder / "env.json", environment())
         return folder
@@ -89,29 +101,47 @@ def emit(text: str) -> None:
 
 
 class MetricsLog:
-    """Append-only ``metrics.jsonl`` that a resumed run cuts back to its checkpoint."""
+    """Append-only ``metrics.jsonl`` that a run cuts back to the checkpoint it goes on from.
 
-    def __init__(self, folder: Path, keep_bytes: int | None = None) -> None:
-        path = folder / METRICS
-        if keep_bytes is not None and path.exists():
-            with path.open("r+b") as file:
-                file.truncate(keep_bytes)
-        self._file = path.open("ab")
+    Lines after that checkpoint are of steps that will be taken again. A run without a checkpoint
+    starts from the first step, so nothing is kept of one that was killed before its first.
+
+    Raises:
+        UserError: When the file system refuses, here and in every method.
+    """
+
+    def __init__(self, folder: Path, keep_bytes: int = 0) -> None:
+        self._path = folder / METRICS
+        with self._refusals():
+            self._file = self._path.open("ab")
+            if self._file.tell() > keep_bytes:
+                self._file.truncate(keep_bytes)
+                self._file.seek(0, os.SEEK_END)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
         line = json.dumps(record, separators=(",", ":"), allow_nan=False)
-        self._file.write(line.encode("utf-8") + b"\n")
+        with self._refusals():
+            self._file.write(line.encode("utf-8") + b"\n")
 
     def position(self) -> int:
         """Flush to the disk and return the size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._refusals():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Flush and close; lines that the disk refuses are lost, and were not checkpointed."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror}).") from error
 
 
 class Board:
@@ -198,3 +228,28 @@ class Progress:
         """Finish the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def balance_line(record: BalanceRecord, window: BalanceWindow) -> dict[str, Any]:
+    """Return the log entries of a balanced step; ``cosine`` is that of the first pair of tasks."""
+    entries: dict[str, Any] = {
+        "cosines": record.cosine,
+        "task_norms": record.norms,
+        "task_weights": record.weights,
+        "conflict_rates": window.conflict_rate,
+        "pooled_cosines": window.pooled_cosine,
+    }
+    for pair, cosine in list(record.cosine.items())[:1]:
+        entries["cosine"] = cosine
+        entries["conflict_rate"] = window.conflict_rate.get(pair, 0.0)
+    return entries
+
+
+def finite(values: dict[str, float]) -> dict[str, float]:
+    """Return the entries that JSON can hold."""
+    return {n: v for n, v in values.items() if v == v and abs(v) != float("inf")}
+
+
+def mean(values: list[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return sum(values) / len(values) if values else None

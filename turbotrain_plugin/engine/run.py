@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from turbotrain_plugin.config import RunConfig, difference, load_hypes
+from turbotrain_plugin.config import RunConfig, difference, load_hypes, to_yaml
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import pick_device
 from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.evaluate import evaluate_run
 from turbotrain_plugin.engine.interrupts import Interrupted
-from turbotrain_plugin.engine.records import LOG, make_run_folder
+from turbotrain_plugin.engine.records import LOG, make_run_folder, write_text
 from turbotrain_plugin.engine.trainer import Trainer
 from turbotrain_plugin.errors import UserError
 
@@ -69,6 +69,7 @@ def train(request: TrainRequest) -> int:
     folder = _existing_folder(request)
     if folder is not None:
         config = _folder_config(folder, overrides)
+        _say_what_rules(request, folder)
     elif request.hypes is None:
         raise UserError("opencood train needs --hypes FILE, or --model_dir DIR to go on.")
     else:
@@ -81,6 +82,8 @@ def train(request: TrainRequest) -> int:
         raise UserError(f"{folder}: nothing to resume, there is no {checkpoints.LAST}.")
     if folder is None:
         folder = make_run_folder(config)
+    elif not resume:
+        write_text(folder / "config.yaml", to_yaml(config))  # as overridden, for whoever goes on
     LOG.info("run folder %s, device %s", folder, device)
     try:
         Trainer(config, folder, device).run(resume=resume)
@@ -89,7 +92,7 @@ def train(request: TrainRequest) -> int:
             "%s: state saved. Go on with:  opencood train --resume --model_dir %s", stop, folder
         )
         return stop.exit_code
-    evaluate_run(folder, device=device)
+    evaluate_run(folder, device=device, overrides=overrides)
     return 0
 
 
@@ -100,13 +103,20 @@ def _existing_folder(request: TrainRequest) -> Path | None:
         return request.model_dir
     if not request.resume:
         return None
-    config = load_hypes(request.hypes) if request.hypes else RunConfig()
+    config = load_hypes(request.hypes, request.overrides) if request.hypes else RunConfig()
     parent = Path(config.turbotrain.logging.log_dir)
     pattern = f"{config.name}_*" if request.hypes else "*"
     found = [path.parent for path in parent.glob(f"{pattern}/{checkpoints.LAST}")]
     if not found:
         raise UserError(f"{parent}: no run to resume; give its folder with --model_dir DIR.")
     return max(found, key=lambda path: (path / checkpoints.LAST).stat().st_mtime)
+
+
+def _say_what_rules(request: TrainRequest, folder: Path) -> None:
+    """Warn of a hypes file that says something else than the run folder's own."""
+    own = folder / "config.yaml"
+    if request.hypes and difference(load_hypes(request.hypes), load_hypes(own)):
+        LOG.warning("%s differs from %s; the latter rules.", request.hypes, own)
 
 
 def _folder_config(folder: Path, overrides: Sequence[str]) -> RunConfig:

@@ -11,19 +11,22 @@ from typing import Any, Final
 
 import torch
 
-from turbotrain_plugin.balancing import (
-    BalanceRecord,
-    BalanceWindow,
-    GradientBalancer,
-    ScheduleWarning,
-)
+from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import derive_seed
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import build_optimizer, learning_rate, set_learning_rate
-from turbotrain_plugin.engine.records import LOG, Board, MetricsLog, Progress
+from turbotrain_plugin.engine.records import (
+    LOG,
+    Board,
+    MetricsLog,
+    Progress,
+    balance_line,
+    finite,
+    mean,
+)
 from turbotrain_plugin.engine.stages import FINETUNE, Stage
 from turbotrain_plugin.engine.steps import Learner, StepResult, optimiser_step, refuse_endless
 from turbotrain_plugin.engine.validation import evaluate_network
@@ -109,14 +112,9 @@ class StageLoop:
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self.position = Position()
         self._generator = torch.Generator(device=context.device)
-        self._described = False
+        self.batches_per_epoch: Final = len(self._loader(0, 0))
 
     # ------------------------------------------------------------------------------------- extent
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return len(self._loader(0, 0))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -148,8 +146,7 @@ class StageLoop:
             UserError: When steps stay non-finite.
         """
         self.learner.module.to(self._context.device).train()
-        title = f"{self.stage.name}"
-        with Progress(title, self.total_steps, self.position.stage_step) as progress:
+        with Progress(self.stage.name, self.total_steps, self.position.stage_step) as progress:
             while self.position.epoch < self.stage.epoches and not self._out_of_patience():
                 self._epoch(progress)
         self._close()
@@ -179,11 +176,16 @@ class StageLoop:
             )
             begin = now
             self._after_step()
+        validation_set = self._validation_set if self._validation_due() else None
+        if validation_set is not None:
+            self.save()  # a validation may be long: whoever stops it goes on right before it
+            self._validate(validation_set, position.epoch + 1)
         position.epoch += 1
         position.batch = 0
         if self.stage.kind == FINETUNE:
-            self._finish_epoch()
+            self._keep_epoch()
         self.save()
+        self._stop_if_asked()
 
     def _groups(self) -> Iterator[list[Batch]]:
         """Yield the batches of each optimiser step of what is left of the epoch."""
@@ -222,16 +224,16 @@ class StageLoop:
             "step": position.global_step,
             "stage_step": position.stage_step,
             "epoch": position.epoch,
-            "losses": _finite(result.tasks),
-            "parts": _finite(result.parts),
+            "losses": finite(result.tasks),
+            "parts": finite(result.parts),
             "lr": self.balancer.param_groups[0]["lr"],
-            "gradient_norm": _finite({"": result.gradient_norm}).get(""),
+            "gradient_norm": finite({"": result.gradient_norm}).get(""),
             "balanced": bool(result.record is not None and result.record.balanced),
             "taken": result.taken,
             "seconds": round(seconds, 4),
         }
         if result.record is not None and result.record.balanced:
-            line |= _balance_line(result.record, self.balancer.window)
+            line |= balance_line(result.record, self.balancer.window)
         self._context.log.write(line)
         scalars = {f"{self.stage.name}/{name}": value for name, value in result.tasks.items()}
         scalars |= {f"{self.stage.name}/{name}": value for name, value in result.parts.items()}
@@ -258,63 +260,81 @@ class StageLoop:
 
     def _after_step(self) -> None:
         save_steps = self._block.logging.save_steps
+        stopping = self._context.stop.signal_number is not None
+        if stopping or (save_steps and self.position.stage_step % save_steps == 0):
+            self.save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Leave when a signal has come; call it only where ``last.ckpt`` holds the position."""
         if self._context.stop.signal_number is not None:
-            self.save()
             raise Interrupted(self._context.stop.signal_number)
-        if save_steps and self.position.stage_step % save_steps == 0:
-            self.save()
 
     # --------------------------------------------------------------------------------- validation
 
-    def _finish_epoch(self) -> None:
+    def _validation_due(self) -> bool:
+        """Return whether the epoch that ends now is validated."""
+        done, every = self.position.epoch + 1, self._context.config.train_params.eval_freq
+        return self.stage.kind == FINETUNE and (
+            done == self.stage.epoches or (every > 0 and done % every == 0)
+        )
+
+    def _keep_epoch(self) -> None:
         position, params = self.position, self._context.config.train_params
-        due = params.eval_freq and position.epoch % params.eval_freq == 0
-        if self._validation_set is not None and (due or position.epoch == self.stage.epoches):
-            self._validate(self._validation_set)
         if params.save_freq and position.epoch % params.save_freq == 0:
             path = self._context.folder / f"net_epoch{position.epoch}.pth"
             checkpoints.save(path, self.learner.network.state_dict())
             self._forget_old_epochs()
 
-    def _validate(self, dataset: CooperativeDataset) -> None:
+    def _validate(self, dataset: CooperativeDataset, epoch: int) -> None:
         position = self.position
         evaluated = evaluate_network(
             self.learner.network,
             dataset,
             self._context.config,
             limit=self._block.evaluation.max_samples,
+            on_sample=self._stop_if_asked,
         )
         scalars = evaluated.result.scalars()
-        score = scalars.get(self._block.monitor, 0.0)
         self._context.log.write(
             {
                 "event": "validation",
                 "stage": self.stage.name,
                 "step": position.global_step,
                 "stage_step": position.stage_step,
-                "epoch": position.epoch,
-                "metrics": _finite(scalars),
+                "epoch": epoch,
+                "metrics": finite(scalars),
             }
         )
         self._context.board.scalars(
             {f"validation/{name}": value for name, value in scalars.items()}, position.global_step
         )
-        position.since_best += 1
-        mark = ""
-        if score > position.best:
-            position.best, position.since_best, mark = score, 0, "  (best so far)"
-            self._save_best(scalars)
+        mark = "  (best so far)" if self._is_best(scalars) else ""
+        if mark:
+            self._save_best(scalars, epoch)
         shown = ("ap_0.30", "ap_0.50", "ap_0.70", "ade_m", "fde_m", "epa")
         text = "  ".join(f"{name} {scalars[name]:.3f}" for name in shown if name in scalars)
-        LOG.info("validation after epoch %d: %s%s", position.epoch, text, mark)
+        LOG.info("validation after epoch %d: %s%s", epoch, text, mark)
 
-    def _save_best(self, scalars: dict[str, float]) -> None:
+    def _is_best(self, scalars: dict[str, float]) -> bool:
+        """Compare with the best so far; without a score nothing is better and patience waits."""
+        position, score = self.position, scalars.get(self._block.monitor)
+        if score is None:
+            LOG.warning("no %s was measured: are there labels to validate on?", self._block.monitor)
+            return False
+        position.since_best += 1
+        if not score > position.best:
+            return False
+        position.best, position.since_best = score, 0
+        return True
+
+    def _save_best(self, scalars: dict[str, float], epoch: int) -> None:
         state = {
             "format": checkpoints.FORMAT,
             "model": self.learner.network.state_dict(),
             "stage": self.stage.name,
-            "epoch": self.position.epoch,
-            "metrics": _finite(scalars),
+            "epoch": epoch,
+            "metrics": finite(scalars),
         }
         checkpoints.save(self._context.folder / checkpoints.BEST, state)
 
@@ -348,7 +368,7 @@ class StageLoop:
         source = self._context.folder / checkpoints.LAST
         checkpoints.load_weights(self.learner.module, state["learner"], source)
         self.balancer.load_state_dict(state["optimizer"])
-        if self.scaler is not None:
+        if self.scaler is not None and state["scaler"]:  # empty when saved on a CPU
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
 
@@ -359,32 +379,9 @@ class StageLoop:
             "name": self.stage.name,
             "steps": position.stage_step,
             "seconds": round(position.seconds, 1),
-            "first_loss": _mean(position.first_losses),
-            "last_loss": _mean(position.last_losses),
+            "first_loss": mean(position.first_losses),
+            "last_loss": mean(position.last_losses),
         }
         records[:] = [other for other in records if other["name"] != self.stage.name]
         records.append(record)
         self.save()
-
-
-def _balance_line(record: BalanceRecord, window: BalanceWindow) -> dict[str, Any]:
-    """Return the log entries of a balanced step; ``cosine`` is that of the first pair of tasks."""
-    entries: dict[str, Any] = {
-        "cosines": record.cosine,
-        "task_norms": record.norms,
-        "task_weights": record.weights,
-        "conflict_rates": window.conflict_rate,
-        "pooled_cosines": window.pooled_cosine,
-    }
-    for pair, cosine in list(record.cosine.items())[:1]:
-        entries["cosine"] = cosine
-        entries["conflict_rate"] = window.conflict_rate.get(pair, 0.0)
-    return entries
-
-
-def _finite(values: dict[str, float]) -> dict[str, float]:
-    return {n: v for n, v in values.items() if v == v and abs(v) != float("inf")}
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -104,31 +104,43 @@ def optimiser_step(
 ) -> StepResult:
     """Run forward and backward over the accumulated batches, then one optimiser step.
 
-    A non-finite loss or gradient leaves weights and optimiser untouched.
+    A non-finite loss or gradient leaves weights, running statistics and optimiser untouched.
     """
     result = StepResult()
+    # A forward pass that is not finite has already spoilt the statistics of the batch norms.
+    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.module.buffers()]
     balancer.zero_grad(set_to_none=True)
     for batch in batches:
         with autocast(batch.record_len.device, amp):
             losses = learner.losses(batch, generator)
         _add(result, losses, 1.0 / len(batches))
         if not all(math.isfinite(value) for value in result.tasks.values()):
-            return _refuse(result, balancer, batch, "loss")
+            return _refuse(result, balancer, f"non-finite loss at {_names([batch])}", buffers)
         shares = {name: loss / len(batches) for name, loss in losses.tasks.items()}
         balancer.backward(shares, scaler=scaler)
     if scaler is not None:
         scaler.unscale_(balancer)
     result.gradient_norm = _clip(balancer, clip_norm)
-    if not math.isfinite(result.gradient_norm) and scaler is None:
-        return _refuse(result, balancer, batches[-1], "gradient")
-    if scaler is None:
-        balancer.step()
-    else:
+    if scaler is not None:
         scaler.step(balancer)
         scaler.update()
-        result.taken = math.isfinite(result.gradient_norm)
+    elif math.isfinite(result.gradient_norm):
+        balancer.step()
     result.record = balancer.last_record
+    fault = _fault(result, scaler)
+    if fault:
+        return _refuse(result, balancer, f"{fault} at {_names(batches)}", buffers)
     return result
+
+
+def _fault(result: StepResult, scaler: torch.amp.GradScaler | None) -> str:
+    """Return why the optimiser did not move; empty when it did."""
+    if not math.isfinite(result.gradient_norm):
+        scale = "" if scaler is None else f" (fp16 loss scale now {scaler.get_scale():g})"
+        return f"non-finite gradient{scale}"
+    if result.record is None:
+        return "overflow of the scaled gradients"
+    return result.record.skipped
 
 
 def _add(result: StepResult, losses: TaskLosses, share: float) -> None:
@@ -141,12 +153,24 @@ def _number(value: Tensor) -> float:
     return float(value.detach())
 
 
-def _refuse(result: StepResult, balancer: GradientBalancer, batch: Batch, what: str) -> StepResult:
+def _refuse(
+    result: StepResult,
+    balancer: GradientBalancer,
+    culprit: str,
+    buffers: Sequence[tuple[Tensor, Tensor]],
+) -> StepResult:
     balancer.zero_grad(set_to_none=True)
-    result.taken = False
-    names = ", ".join(f"{scene}/{frame:06d} (ego {ego})" for scene, frame, ego in batch.keys)
-    result.culprit = f"non-finite {what} at {names}"
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    result.taken, result.record = False, None
+    result.culprit = culprit
     return result
+
+
+def _names(batches: Sequence[Batch]) -> str:
+    keys = [key for batch in batches for key in batch.keys]
+    return ", ".join(f"{scene}/{frame:06d} (ego {ego})" for scene, frame, ego in keys)
 
 
 def _clip(balancer: GradientBalancer, clip_norm: float) -> float:

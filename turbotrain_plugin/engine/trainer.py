@@ -12,7 +12,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
-from turbotrain_plugin.engine.interrupts import StopRequest
+from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
 from turbotrain_plugin.engine.stage_loop import Position, RunContext, StageLoop
 from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage, stages_of
@@ -51,23 +51,25 @@ class Trainer:
                     loop.run()
                     self._hand_on(loop)
                     state = None
+                    if stop.signal_number is not None:
+                        raise Interrupted(stop.signal_number)
             finally:
                 context.log.close()
                 context.board.close()
         return context.stage_records
 
     def _context(self, stop: StopRequest, state: checkpoints.State | None) -> RunContext:
-        step = int(state["position"]["global_step"]) if state else None
+        step = int(state["position"]["global_step"]) if state else 0
         return RunContext(
             config=self._config,
             folder=self._folder,
             device=self._device,
             stop=stop,
-            log=MetricsLog(self._folder, int(state["metrics_bytes"]) if state else None),
+            log=MetricsLog(self._folder, int(state["metrics_bytes"]) if state else 0),
             board=Board(
                 self._folder,
                 enabled=self._config.turbotrain.logging.tensorboard,
-                purge_step=step,
+                purge_step=step + 1,  # TensorBoard drops events from this step on
             ),
             stage_records=list(state["stage_records"]) if state else [],
         )

@@ -92,6 +92,8 @@ def test_finding_weights(tmp_path: Path) -> None:
     for name in ("last.ckpt", "net_epoch2.pth", "net_epoch10.pth", "net_epoch_bestval_at3.pth"):
         (tmp_path / name).touch()
     assert list(checkpoints.epoch_files(tmp_path)) == [2, 10]
+    assert checkpoints.find_weights(tmp_path).name == "last.ckpt"  # never older than an epoch's
+    (tmp_path / "last.ckpt").unlink()
     assert checkpoints.find_weights(tmp_path).name == "net_epoch10.pth"
     assert checkpoints.find_weights(tmp_path, 2).name == "net_epoch2.pth"
     with pytest.raises(UserError, match=r"no net_epoch3\.pth. Found epochs \[2, 10\]"):

@@ -13,6 +13,7 @@ import pytest
 from turbotrain_plugin.config import RunConfig, load_hypes
 from turbotrain_plugin.engine import records
 from turbotrain_plugin.engine.records import MetricsLog, Progress, make_run_folder
+from turbotrain_plugin.errors import UserError
 
 
 def config_in(folder: Path) -> RunConfig:
@@ -42,6 +43,23 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 3]
+
+
+def test_a_full_disk_is_one_sentence_and_closing_hides_nothing(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is a device of Linux")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path)
+    log.write({"step": 1})
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left"):
+        log.position()
+    log.close()
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be made .*turbotrain\.logging\.log_dir"):
+        make_run_folder(config_in(tmp_path / "file"))
 
 
 def test_the_log_refuses_what_json_cannot_hold(tmp_path: Path) -> None:

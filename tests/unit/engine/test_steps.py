@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.made_batches import make_batch, small_grid
-from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
 from turbotrain_plugin.config import load_hypes
 from turbotrain_plugin.engine.steps import (
     FinetuneLearner,
@@ -54,8 +54,9 @@ def balancer_of(module: nn.Module, **keys: Any) -> GradientBalancer:  # noqa: AN
 
 def step(learner: Any, batches: list[Batch], balancer: GradientBalancer, **keys: Any) -> Any:  # noqa: ANN401
     settings: dict[str, Any] = {"amp": "off", "clip_norm": 0.0, **keys}
+    scaler = settings.pop("scaler", None)
     generator = torch.Generator().manual_seed(0)
-    return optimiser_step(learner, batches, balancer, None, generator=generator, **settings)
+    return optimiser_step(learner, batches, balancer, scaler, generator=generator, **settings)
 
 
 def test_a_step_moves_along_the_sum() -> None:
@@ -112,6 +113,74 @@ def test_a_gradient_that_is_no_number_moves_nothing() -> None:
     assert not result.taken
     assert "non-finite gradient" in result.culprit
     assert learner.weight.tolist() == [1.0, 2.0]
+
+
+class Normed(Fake):
+    """A batch norm sees what the losses are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.module.norm = self.norm
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:  # noqa: ARG002
+        rows = self.weight * batch.time_offset_s[0] * torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+        return TaskLosses({"a": self.norm(rows).square().sum()})
+
+
+def test_a_refused_step_leaves_running_statistics_alone() -> None:
+    """They would be NaN for ever, and nobody would notice before the validation."""
+    learner = Normed()
+    balancer = balancer_of(learner.module)
+    assert step(learner, [fake_batch(1.0)], balancer).taken
+    before = copy.deepcopy(learner.module.state_dict())
+    assert not step(learner, [fake_batch(1.0), fake_batch(math.inf)], balancer).taken
+    after = learner.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+SCHEDULE = {"method": "conflict_suppression", "free_steps": 1, "balance_steps": 1}
+
+
+@pytest.mark.filterwarnings("ignore::turbotrain_plugin.balancing.ScheduleWarning")
+def test_a_loss_scale_changes_no_step_and_an_overflow_skips_one() -> None:
+    """The fp16 path: unscale once, clip, step; a skipped step does not count in the schedule."""
+    plain, scaled = Fake(), Fake()
+    balancers = [balancer_of(learner.module, **SCHEDULE) for learner in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (3.0, -2.0, 1.0):
+        step(plain, [fake_batch(factor)], balancers[0], clip_norm=1.0)
+        result = step(scaled, [fake_batch(factor)], balancers[1], clip_norm=1.0, scaler=scaler)
+        assert result.taken
+        assert torch.allclose(plain.weight, scaled.weight, atol=1e-6)
+    taken, before = balancers[1].steps_taken, scaled.weight.detach().clone()
+    result = step(scaled, [fake_batch(1e37)], balancers[1], scaler=scaler)
+    assert not result.taken
+    assert result.record is None
+    assert "fp16 loss scale now 512" in result.culprit
+    assert "ego" in result.culprit
+    assert torch.equal(scaled.weight, before)
+    assert balancers[1].steps_taken == taken
+    assert step(scaled, [fake_batch(1.0)], balancers[1], scaler=scaler).taken
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_that_the_balancer_refuses_is_not_called_taken() -> None:
+    """Finite gradients whose products overflow: the Gramian decides nothing."""
+    learner = Fake()
+    balancer = balancer_of(
+        learner.module, method="conflict_suppression", free_steps=0, balance_steps=1
+    )
+    record = BalanceRecord(step=0, balanced=True, skipped="the Gramian overflows")
+
+    def refuse(closure: None = None) -> None:  # noqa: ARG001
+        balancer.last_record = record
+
+    balancer.step = refuse  # type: ignore[method-assign]
+    result = step(learner, [fake_batch(1.0)], balancer)
+    assert not result.taken
+    assert result.record is None
+    assert result.culprit.startswith("the Gramian overflows at ")
 
 
 def test_a_run_of_bad_steps_ends() -> None:
