@@ -35,6 +35,9 @@ SEGMENT_POINTS: Final = 10
 """Points of a full segment."""
 _MIN_POINTS: Final = 5
 """Shortest tail that is kept; a whole line must be longer than this."""
+_JUMP_MEDIANS: Final = 3.0
+_JUMP_M: Final = 3.0
+"""A step of a boundary above both (in median steps, in metres) leads to another edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ def segments(vector_map: VectorMap) -> WorldSegments:
 
     Lines are the centre line of every lane and the edge of driving lanes (type 5). Lines of 5
     points or fewer are left out; a last piece of 5 to 9 points is kept, padded with zeros.
+    Maps list the left and the right edge of a lane in one ``boundary``; it is taken apart where a
+    step is longer than 3 m and than 3 median steps, so that no segment leads across the lane from
+    the end of one edge to the start of the other (our choice; the host's helper cuts through).
     Direction and previous point are taken inside a segment, so that each stands for itself: its
     first point is its own predecessor and has the direction of the second (our choice where the
     host's text leaves it open; the same holds for repeated points, whose direction is zero).
@@ -67,7 +73,7 @@ def segments(vector_map: VectorMap) -> WorldSegments:
     for lane in vector_map.lanes:
         lines = [(lane.polyline, lane.type)]
         if lane.type == DRIVING:
-            lines.append((lane.boundary, BOUNDARY))
+            lines += [(edge, BOUNDARY) for edge in _edges(lane.boundary)]
         for line, kind in lines:
             cut = _cut(line)
             pieces += cut
@@ -133,6 +139,15 @@ def nearest_segments(
     _, rows = cKDTree(mean).query(cell_centres, k=list(range(1, available + 1)))
     nearest[..., :available] = rows
     return nearest
+
+
+def _edges(boundary: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return the lines of a boundary, apart where it jumps."""
+    if len(boundary) < 2:
+        return [boundary]
+    step = np.linalg.norm(np.diff(boundary, axis=0), axis=1)
+    jump = (step > _JUMP_M) & (step > _JUMP_MEDIANS * np.median(step))
+    return np.split(boundary, np.flatnonzero(jump) + 1)
 
 
 def _cut(line: NDArray[np.float64]) -> list[NDArray[np.float64]]:

@@ -46,6 +46,45 @@ def globals_in(raw: bytes) -> list[str]:
 # ------------------------------------------------------------------------------------------- files
 
 
+def test_a_boundary_is_taken_apart_where_it_jumps() -> None:
+    """Left and right edge in one list: no segment leads from one to the other."""
+    x = np.arange(26.0)
+    left = np.stack([x, np.full(26, 1.75), x * 0.01], axis=-1)
+    right = left - [0.0, 3.5, 0.0]
+    middle = (left + right) / 2
+    both = VectorMap((Lane(1, 1, 1, middle, np.concatenate([left, right])),))
+    found = segments(both)
+    assert found.valid.sum(axis=1).tolist() == [10, 10, 6] * 3
+    assert found.points[:, 0, 4].tolist() == [1.0] * 3 + [5.0] * 6
+    edges = found.xyz[3:]
+    for row, edge in enumerate((left, left, left, right, right, right)):
+        start = 10 * (row % 3)
+        expected = edge[start : start + 10]
+        np.testing.assert_array_equal(edges[row, : len(expected)], expected)
+    # In reverse order the jump is only as wide as the lane.
+    back = VectorMap((Lane(1, 1, 1, middle, np.concatenate([left, right[::-1]])),))
+    assert segments(back).valid.sum(axis=1).tolist() == [10, 10, 6] * 3
+
+
+@pytest.mark.parametrize(
+    ("x", "pieces"),
+    [
+        ([0, 1, 2, 3, 4, 5, 8.5, 9.5, 10.5, 11.5, 12.5, 13.5], [6, 6]),  # 3.5 m after 1 m steps
+        ([0, 1, 2, 3, 4, 5, 7.9, 8.9, 9.9, 10.9, 11.9, 12.9], [10]),  # under 3 m
+        ([0, 2, 4, 6, 8, 10, 15.9, 17.9, 19.9, 21.9, 23.9, 25.9], [10]),  # under 3 median steps
+        ([0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9], [6, 6]),  # repeated points: median 0
+        ([0, 9, 10, 11, 12, 13, 14, 15], [7]),  # what is left of a stray point is too short
+    ],
+)
+def test_what_counts_as_a_jump(x: list[float], pieces: list[int]) -> None:
+    line = np.stack([np.array(x), np.zeros(len(x)), np.zeros(len(x))], axis=-1)
+    driving = segments(VectorMap((Lane(1, 1, 1, np.zeros((0, 3)), line),)))
+    assert driving.valid.sum(axis=1).tolist() == pieces
+    # A centre line is one line whatever its spacing.
+    centre = segments(VectorMap((Lane(1, 1, 1, line, np.zeros((0, 3))),)))
+    assert centre.valid.sum(axis=1).tolist() == [min(len(x), 10)]
+
+
 def test_round_trip(tmp_path: Path) -> None:
     written = VectorMap((lane(12, 1, 24, seed=3), lane(0, 2), lane(1, 4, 0, seed=9)))
     write_map(tmp_path / "m.pkl", written)
