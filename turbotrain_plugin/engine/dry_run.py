@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
 import torch
 
-from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
 from turbotrain_plugin.config import RunConfig, to_yaml
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
 from turbotrain_plugin.engine.assembly import (
@@ -104,13 +105,16 @@ def one_step(
     device = next(learner.module.parameters()).device
     keys = [SampleKey(0, index % len(dataset)) for index in range(samples)]
     batch = next(iter(BatchLoader(dataset, [keys]))).to(device)
-    balancer = GradientBalancer(
-        build_optimizer(stage.optimizer, learner.module.parameters()),
-        method=config.turbotrain.balance.method if balanced else "none",
-        free_steps=0 if balanced else 1,
-        balance_steps=1 if balanced else 0,
-        named_parameters=list(learner.module.named_parameters()),
-    )
+    with warnings.catch_warnings():  # one step, so of one kind: no schedule to warn of
+        warnings.simplefilter("ignore", ScheduleWarning)
+        balancer = GradientBalancer(
+            build_optimizer(stage.optimizer, learner.module.parameters()),
+            method=config.turbotrain.balance.method if balanced else "none",
+            free_steps=0 if balanced else 1,
+            balance_steps=1 if balanced else 0,
+            shared=config.turbotrain.balance.shared or None,
+            named_parameters=list(learner.module.named_parameters()),
+        )
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
     with PeakMemory(device) as memory:
         begin = time.perf_counter()

@@ -20,10 +20,10 @@ RECORDING_HZ: Final = 10.0
 """Rate of the frame grid of a recording."""
 
 EGO_RULES: Final = {
-    "vc": "the vehicle of smallest number that has points is the ego; all cooperate",
-    "ic": "the roadside unit of smallest number that has points is the ego; all cooperate",
-    "v2v": "vehicles only; that of smallest number that has points is the ego",
-    "i2i": "roadside units only; that of smallest number that has points is the ego",
+    "vc": "the vehicle of smallest number that has points; all agents cooperate",
+    "ic": "the roadside unit of smallest number that has points; all agents cooperate",
+    "v2v": "the vehicle of smallest number that has points; vehicles only",
+    "i2i": "the roadside unit of smallest number that has points; roadside units only",
 }
 """Who is the ego in evaluation, by ``dataset_mode``; the sign of a number does not count."""
 

@@ -88,7 +88,9 @@ def test_no_metric_setting_is_forgotten() -> None:
 
 @pytest.mark.parametrize("mode", ["vc", "ic", "v2v", "i2i"])
 def test_every_mode_has_an_ego_rule(mode: str) -> None:
-    assert "ego" in protocol(replace(RunConfig(), dataset_mode=mode)).ego_rule
+    kind = "vehicle" if mode in ("vc", "v2v") else "roadside unit"
+    rule = protocol(replace(RunConfig(), dataset_mode=mode)).ego_rule
+    assert rule.startswith(f"the {kind} of smallest number")
 
 
 def test_protocol_cannot_be_changed() -> None:

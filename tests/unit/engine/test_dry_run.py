@@ -1,0 +1,53 @@
+"""A dry run says settings, sizes and costs, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.tiny_run import tiny_config
+from turbotrain_plugin.config import load_hypes, to_yaml
+from turbotrain_plugin.engine.dry_run import PeakMemory, dry_run, resident_mb
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.filterwarnings("error::turbotrain_plugin.balancing.ScheduleWarning")
+def test_every_stage_is_measured_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tmp_path, ["turbotrain.amp=bf16"])
+    costs = dry_run(config, CPU)
+    assert [cost.taken for cost in costs] == [True] * 3  # pretrain, free, balanced
+    assert all(0 < cost.seconds < 30 for cost in costs)
+    assert all(cost.memory_mb > 10 for cost in costs)
+    out = capsys.readouterr().out
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(out[: out.index("\nstage pretrain")])
+    assert load_hypes(shown) == config
+    assert to_yaml(config) in out
+    for words in (
+        "stage pretrain: ",
+        "pretrain, free step: ",
+        "balance, balanced step: ",
+        "batch of 1 on cpu (the file says 2)",
+        "balance: ",
+        " h at this pace",
+        "encoder",
+    ):
+        assert words in out
+    assert not (tmp_path / "logs").exists()
+
+
+def test_peak_memory_sees_a_peak() -> None:
+    with PeakMemory(CPU) as none:
+        pass
+    with PeakMemory(CPU) as some:
+        block = torch.ones(64 << 20, dtype=torch.uint8)
+        some.SECONDS  # noqa: B018 - the block lives until here
+        some._done.wait(5 * PeakMemory.SECONDS)
+        del block
+    assert resident_mb() > 10
+    assert some.peak_mb > none.peak_mb + 40
