@@ -21,15 +21,25 @@ WIDTH = C // HEADS
 
 
 def attend(
-    query: Tensor, keys: list[Tensor], values: list[Tensor], bias: list[float] | None = None
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    bias: list[float] | None = None,
+    head_bias: list[Tensor] | None = None,
 ) -> Tensor:
-    """Return multi-head attention of one query (C,) over a list of keys and values (C,)."""
+    """Return multi-head attention of one query (C,) over a list of keys and values (C,).
+
+    ``bias`` adds one number per key to the scores, ``head_bias`` one number per key and head.
+    """
     parts = []
     for head in range(HEADS):
         part = slice(WIDTH * head, WIDTH * head + WIDTH)
         scores = [float(query[part] @ key[part]) / math.sqrt(WIDTH) for key in keys]
         if bias is not None:
             scores = [score + extra for score, extra in zip(scores, bias, strict=True)]
+        if head_bias is not None:
+            extras = [float(extra[head]) for extra in head_bias]
+            scores = [score + extra for score, extra in zip(scores, extras, strict=True)]
         exponentials = [math.exp(score) for score in scores]
         total = sum(exponentials)
         parts.append(
@@ -66,6 +76,7 @@ def test_temporal_fusion_is_attention_of_the_current_frame(valid: list[bool]) ->
                 layer.query(normed[-1]),
                 [layer.key(x) for x in seen],
                 [layer.value(x) for x in seen],
+                head_bias=[layer.time_bias[t, 0] for t in range(3) if valid[t]],
             )
             kept = frames[-1] + layer.output(attended)
             expected = kept + layer.feed_forward(kept)

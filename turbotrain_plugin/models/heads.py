@@ -16,6 +16,7 @@ BOX_CODE_SIZE: Final = 7
 PRIOR_PROBABILITY: Final = 0.01
 """Score of every anchor at the start (RetinaNet, arXiv:1708.02002), so that the many negatives do
 not swamp the first steps. Our choice here."""
+_STAY_STD: Final = 0.003
 
 
 class DetectionHead(nn.Module):
@@ -67,6 +68,11 @@ class PredictionHead(nn.Module):
         self._layout = (anchors, future_steps)
         self.hidden = ConvNormReLU(channels, channels)
         self.offsets = nn.Conv2d(channels, anchors * future_steps * 2, 1)
+        # Everything is predicted to stay at first: were parked objects sent about at random, they,
+        # the majority, would drive the hidden features to zero before any motion is learnt.
+        nn.init.normal_(self.offsets.weight, std=_STAY_STD)
+        if self.offsets.bias is not None:
+            nn.init.zeros_(self.offsets.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return float32 (B, H, W, anchors, F, 2)."""

@@ -110,7 +110,7 @@ def test_parameter_counts_at_full_width() -> None:
     assert counts == {
         "encoder": 2_694_880,
         "neck": 4_576_768 + 1_180_160,
-        "temporal": 528_384,
+        "temporal": 528_424,
         "fusion": 1_315_027 + 823_040,
         "map_fusion": 42_240 + 768 + 527_104,
         "detection": 514 + 3_598,

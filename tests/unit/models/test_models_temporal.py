@@ -21,7 +21,7 @@ def fusion_for(args: TemporalConfig, frames: int = 3, channels: int = 8) -> Temp
 
 def test_parameter_count_at_full_width() -> None:
     fusion = TemporalFusion(TemporalConfig(), 256, 5)
-    assert sum(p.numel() for p in fusion.parameters()) == 528_384
+    assert sum(p.numel() for p in fusion.parameters()) == 528_424
 
 
 @pytest.mark.parametrize("args", VARIANTS)
@@ -78,9 +78,11 @@ def test_frames_are_told_apart_by_their_time() -> None:
     assert not torch.allclose(fusion(swapped, valid), fusion(features, valid), atol=1e-5)
 
 
-def test_without_time_embedding_the_past_has_no_order() -> None:
+def test_without_embedding_and_bias_the_past_has_no_order() -> None:
     fusion = fusion_for(VARIANTS[0])
     torch.nn.init.zeros_(fusion.time_embedding)
+    for layer in fusion.layers:
+        torch.nn.init.zeros_(layer.time_bias)
     features = torch.randn(3, 8, 4, 5)
     valid = torch.ones(1, 3, dtype=torch.bool)
     torch.testing.assert_close(fusion(features[[1, 0, 2]], valid), fusion(features, valid))
@@ -107,3 +109,13 @@ def test_wrong_numbers_of_maps_are_refused() -> None:
 def test_depth_zero_is_refused() -> None:
     with pytest.raises(UserError, match=r"temporal.depth must be at least 1. Found 0"):
         fusion_for(TemporalConfig(depth=0))
+
+
+def test_every_head_starts_out_looking_at_a_frame_of_its_own() -> None:
+    """Equal frames but one: the heads that look at it change, and the others hardly do."""
+    fusion = fusion_for(TemporalConfig(heads=4, ffn=8, dropout=0.0), frames=3)
+    layer = fusion.layers[0]
+    bias = layer.time_bias[:, 0]
+    assert bias.argmax(0).tolist() == [2, 1, 0, 2]
+    weights = torch.softmax(bias, dim=0)
+    assert weights.max(0).values.min() > 0.9
