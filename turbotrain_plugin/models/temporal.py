@@ -22,7 +22,7 @@ from turbotrain_plugin.structures import UserError
 __all__ = ["TemporalFusion"]
 
 _FIRST_LOOK: Final = 3.0
-"""Head start, in logits, of the frame a head looks at first: a weight of 0.91 against two others."""
+"""Head start, in logits, of the frame a head looks at first: 0.91 of the weight among three."""
 
 
 class TemporalFusion(nn.Module):
