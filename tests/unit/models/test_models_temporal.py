@@ -1,5 +1,7 @@
 """Temporal fusion: which frames matter, and which must not."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,8 +83,8 @@ def test_frames_are_told_apart_by_their_time() -> None:
 def test_without_embedding_and_bias_the_past_has_no_order() -> None:
     fusion = fusion_for(VARIANTS[0])
     torch.nn.init.zeros_(fusion.time_embedding)
-    for layer in fusion.layers:
-        torch.nn.init.zeros_(layer.time_bias)
+    layer: Any = fusion.layers[0]
+    torch.nn.init.zeros_(layer.time_bias)
     features = torch.randn(3, 8, 4, 5)
     valid = torch.ones(1, 3, dtype=torch.bool)
     torch.testing.assert_close(fusion(features[[1, 0, 2]], valid), fusion(features, valid))
@@ -114,7 +116,7 @@ def test_depth_zero_is_refused() -> None:
 def test_every_head_starts_out_looking_at_a_frame_of_its_own() -> None:
     """Equal frames but one: the heads that look at it change, and the others hardly do."""
     fusion = fusion_for(TemporalConfig(heads=4, ffn=8, dropout=0.0), frames=3)
-    layer = fusion.layers[0]
+    layer: Any = fusion.layers[0]
     bias = layer.time_bias[:, 0]
     assert bias.argmax(0).tolist() == [2, 1, 0, 2]
     weights = torch.softmax(bias, dim=0)
