@@ -91,7 +91,7 @@ def test_some_keys_may_change_and_reach_training_and_evaluation(
 @pytest.mark.parametrize(
     ("keys", "drift"),
     [
-        ({"overrides": ["optimizer.lr=1"]}, r"optimizer\.lr 0\.003 -> 1\.0"),
+        ({"overrides": ["optimizer.lr=1"]}, r"optimizer\.lr [\d.]+ -> 1\.0"),
         ({"seed": 5}, "seed 0 -> 5"),
         ({"half": True}, "turbotrain.amp 'off' -> 'bf16'"),
         ({"overrides": ["turbotrain.evaluation.match=iou_0.5"]}, "evaluation.match"),
