@@ -75,6 +75,7 @@ class GradientBalancer(Optimizer):
         shared: Name patterns of the parameters to balance; None or empty: found from the graph.
         named_parameters: As of ``model.named_parameters()``; needed for ``shared``, and for names
             instead of numbers in messages.
+        source: See :attr:`source`.
 
     Attributes:
         last_record: What the last step did; None before the first, from ``backward`` until
@@ -83,7 +84,8 @@ class GradientBalancer(Optimizer):
 
     Raises:
         UserError: If the method is unknown, the schedule is negative or a pattern matches nothing.
-        ValueError: If ``optimizer`` is no torch optimiser, or names are needed and missing.
+        ValueError: If ``optimizer`` is no torch optimiser, names are needed and missing, or the
+            source is unknown.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class GradientBalancer(Optimizer):
         balance_steps: int = 1000,
         shared: Sequence[str] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+        source: str = "exact",
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, GradientBalancer):
             raise ValueError(
@@ -114,7 +117,7 @@ class GradientBalancer(Optimizer):
         self._losses: list[dict[str, Tensor]] = []
         self._step = 0
         self._checked = False
-        self._source = "exact"
+        self.source = source
         if self._ever_balances:
             for message in schedule_warnings(free_steps, balance_steps):
                 warnings.warn(message, ScheduleWarning, stacklevel=2)

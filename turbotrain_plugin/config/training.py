@@ -21,6 +21,9 @@ class LossArgs:
     smooth_l1_beta: float = key(1.0 / 9.0, "Transition point of the smooth L1 loss.")
     traj_loss: str = key("l2", "Trajectory loss.", choices=("l2", "mse", "smooth_l1"))
     traj_decay: float = key(1.0, "Weight of step k is this to the power k.")
+    moving_weight: float = key(
+        1.0, "Weight in the trajectory loss of objects that get farther than 2 m (others: 1)."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,11 @@ class BalanceConfig:
     free_steps: int = key(2000, "Free steps n of a cycle (paper).", aliases=("n",))
     balance_steps: int = key(1000, "Balanced steps m of a cycle (paper).", aliases=("m",))
     shared: tuple[str, ...] = key((), "Name patterns of shared parameters ([]: from the graph).")
+    source: str = key(
+        "exact",
+        "How task gradients are obtained; exact_low_memory frees the graph on the way.",
+        choices=("exact", "exact_low_memory"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.engine.records import Steps
 from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.synthetic import ensure_dataset
 
@@ -77,7 +78,8 @@ def resolve_roots(entries: tuple[str, ...], split: str) -> list[Path]:
     for entry in entries:
         if entry.startswith(SYNTHETIC):
             # Synthetic scenes do not follow the run's seed: seeds are compared on the same scenes.
-            path = ensure_dataset(entry.removeprefix(SYNTHETIC), seed=0)
+            preset = entry.removeprefix(SYNTHETIC)
+            path = ensure_dataset(preset, seed=0, progress=Steps(f"making {entry}"))
         else:
             path = Path(entry).expanduser()
         if not path.is_dir():

@@ -5,27 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from turbotrain_plugin.data.inspect import root_stats, verify_root
-from turbotrain_plugin.engine.records import Progress, emit, write_json
+from turbotrain_plugin.engine.records import Steps, emit, write_json
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.synthetic import PRESETS, generate
-
-
-class _Steps:
-    """A progress bar whose total becomes known with the first report."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._bar: Progress | None = None
-        self._done = 0
-
-    def __call__(self, done: int, total: int, text: str) -> None:
-        if self._bar is None:
-            self._bar = Progress(self._title, total)
-        while self._done < done:
-            self._done += 1
-            self._bar.advance(text)
-        if done >= total:
-            self._bar.close()
 
 
 def synthesise(
@@ -45,7 +27,7 @@ def synthesise(
         workers=workers,
         tracks=tracks,
         resume=resume,
-        progress=_Steps("scenes"),
+        progress=Steps("scenes"),
     )
     emit(f"synthetic scenes: {root}\nnext:  opencood data stats {root}")
     return 0
@@ -53,7 +35,7 @@ def synthesise(
 
 def verify(roots: list[Path], json_file: Path | None) -> int:
     """Print the findings; exit code 1 when something is wrong."""
-    report = verify_root(roots, progress=_Steps("verify"))
+    report = verify_root(roots, progress=Steps("verify"))
     if json_file is not None:
         write_json(json_file, report.to_json())
     emit(report.table())

@@ -114,6 +114,7 @@ def one_step(
             balance_steps=1 if balanced else 0,
             shared=config.turbotrain.balance.shared or None,
             named_parameters=list(learner.module.named_parameters()),
+            source=config.turbotrain.balance.source,
         )
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
     with PeakMemory(device) as memory:

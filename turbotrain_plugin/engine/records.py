@@ -253,3 +253,21 @@ def finite(values: dict[str, float]) -> dict[str, float]:
 def mean(values: list[float]) -> float | None:
     """Return the mean, None of nothing."""
     return sum(values) / len(values) if values else None
+
+
+class Steps:
+    """A progress bar whose total becomes known with the first report."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: Progress | None = None
+        self._done = 0
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(self._title, total)
+        while self._done < done:
+            self._done += 1
+            self._bar.advance(text)
+        if done >= total:
+            self._bar.close()

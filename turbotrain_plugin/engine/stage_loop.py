@@ -107,6 +107,7 @@ class StageLoop:
                 balance_steps=keys.balance_steps if stage.balanced else 0,
                 shared=keys.shared or None,
                 named_parameters=list(learner.module.named_parameters()),
+                source=keys.source,
             )
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None

@@ -23,13 +23,14 @@ from turbotrain_plugin.synthetic.tracks import TrackScene, read_tracks
 from turbotrain_plugin.synthetic.world import MAP_FILES, make_junction_world
 from turbotrain_plugin.synthetic.writer import META_NAME, trajectory_database
 
-__all__ = ["MARKER_NAME", "generate", "is_complete"]
+__all__ = ["MARKER_NAME", "Progress", "find_preset", "generate", "is_complete"]
 
 MARKER_NAME: Final = "synthetic.json"
 """File at the top of a generated root that says what is in it."""
 _PARTIAL: Final = ".partial"
 
 Progress = Callable[[int, int, str], None]
+"""Called with what is done, how much there is, and the name of the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def generate(
     Raises:
         UserError: For an unknown preset, a folder that holds something else, or bad tracks.
     """
-    preset = _preset(preset)
+    preset = find_preset(preset)
     out = Path(out)
     given = None if tracks is None else read_tracks(Path(tracks))
     marker = _marker(preset, seed, tracks)
@@ -105,7 +106,12 @@ def is_complete(root: Path) -> bool:
     return content is not None and bool(content.get("complete"))
 
 
-def _preset(preset: str | Preset) -> Preset:
+def find_preset(preset: str | Preset) -> Preset:
+    """Return the preset of that name, or the one given.
+
+    Raises:
+        UserError: For an unknown name.
+    """
     if isinstance(preset, Preset):
         return preset
     if preset not in PRESETS:
@@ -179,12 +185,11 @@ def _build_scene(job: _Job) -> None:
 
 def _marker(preset: Preset, seed: int, tracks: Path | None) -> dict[str, Any]:
     digest = None if tracks is None else hashlib.sha256(tracks.read_bytes()).hexdigest()
-    text = hashlib.sha256(repr(preset).encode()).hexdigest()[:16]
     return {
         "made_by": "turbotrain_plugin.synthetic",
         "spec_version": SPEC_VERSION,
         "preset": preset.name,
-        "preset_digest": text,
+        "preset_digest": preset.digest(),
         "seed": seed,
         "tracks": digest,
     }

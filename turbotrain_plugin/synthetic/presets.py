@@ -6,6 +6,7 @@ versions of them for machines without a GPU. All numbers here are our choice.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,6 +101,10 @@ class Preset:
                 f"Found {self.frames} and {self.scenes}."
             )
 
+    def digest(self) -> str:
+        """Return 16 hex digits that change with anything in the preset."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
 
 def _uniform(low: float, high: float, beams: int) -> tuple[float, ...]:
     return tuple(float(angle) for angle in np.linspace(low, high, beams))
@@ -113,7 +118,7 @@ def _dense_128() -> tuple[float, ...]:
 PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(
         name="tiny",
-        scenes=(16, 2, 2),
+        scenes=(24, 3, 4),
         frames=81,
         vehicle=SensorModel(_uniform(-22.0, 4.0, 16), 450, 100.0),
         roadside=SensorModel(_uniform(-22.5, 12.0, 16), 256, 100.0),

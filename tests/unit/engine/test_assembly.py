@@ -108,7 +108,8 @@ def test_synthetic_roots_are_made_with_one_seed(
 ) -> None:
     asked = []
 
-    def ensure(preset: str, seed: int) -> Path:
+    def ensure(preset: str, seed: int, progress: object) -> Path:
+        assert callable(progress)
         asked.append((preset, seed))
         (tmp_path / "val").mkdir()
         return tmp_path

@@ -65,7 +65,7 @@ def test_scenes_are_made_where_and_how_asked(
     def generate(preset: str, out: Path, **keys: object) -> Path:
         asked.update(preset=preset, out=out, **keys)
         progress = keys["progress"]
-        assert isinstance(progress, data_tools._Steps)
+        assert isinstance(progress, data_tools.Steps)
         progress(1, 2, "scene a")
         progress(2, 2, "scene b")
         return out

@@ -238,6 +238,29 @@ def test_decay_weighs_later_steps_less() -> None:
     assert loss.item() == pytest.approx((1 + 0.5 * 2 + 0.25 * 4) / 1.75, rel=1e-5)
 
 
+def test_moving_objects_weigh_what_the_key_says() -> None:
+    """Two anchors, 1 m and 3 m off; the second one's object drives 9 m, the first one's 1.9 m."""
+    predictions, targets = _straight([[1.0] * 3, [3.0] * 3], [[True] * 3] * 2)
+    assert predictions.trajectories is not None
+    moved = predictions.trajectories.detach().clone()
+    for row, end in enumerate((1.9, 9.0)):
+        way = torch.tensor([[0.0, 0.0], [end / 2, 0.0], [end, 0.0]]) - targets.trajectories[row]
+        targets.trajectories[row] += way
+        moved[_POSITIVES[row]] += way
+    predictions.trajectories = moved
+    plain = PredictionLoss(LossArgs())(predictions, targets)
+    weighted = PredictionLoss(LossArgs(moving_weight=4.0))(predictions, targets)
+    assert plain.item() == pytest.approx((1 + 3) / 2, rel=1e-5)
+    assert weighted.item() == pytest.approx((1 + 4 * 3) / 5, rel=1e-5)
+    # What is not valid makes nobody move, and nobody without a valid step weighs anything.
+    targets.trajectory_valid[1] = torch.tensor([True, False, False])
+    still = PredictionLoss(LossArgs(moving_weight=4.0))(predictions, targets)
+    assert still.item() == pytest.approx((1 + 3) / 2, rel=1e-5)
+    targets.trajectory_valid[1] = False
+    alone = PredictionLoss(LossArgs(moving_weight=4.0))(predictions, targets)
+    assert alone.item() == pytest.approx(1.0, rel=1e-5)
+
+
 @pytest.mark.parametrize("form", ["l2", "mse", "smooth_l1"])
 def test_a_perfect_prediction_has_zero_loss_and_a_finite_gradient(form: str) -> None:
     predictions, targets = _straight([[0.0, 0.0, 0.0]], [[True, True, False]])
@@ -307,6 +330,8 @@ def test_another_number_of_steps_is_refused() -> None:
 def test_decay_must_be_positive() -> None:
     with pytest.raises(UserError, match=r"loss\.args\.traj_decay"):
         PredictionLoss(LossArgs(traj_decay=0.0))
+    with pytest.raises(UserError, match=r"loss\.args\.moving_weight"):
+        PredictionLoss(LossArgs(moving_weight=0.0))
 
 
 # -------------------------------------------------------------------------------------------- tasks
