@@ -26,6 +26,7 @@ def check(config: RunConfig) -> None:
 def _problems(config: RunConfig) -> Iterator[str]:
     yield from _positive(config)
     yield from _anchors(config)
+    yield from _augment(config)
     yield from _channels(config)
     yield from _training(config)
     yield from _optimizers(config)
@@ -123,6 +124,29 @@ def _anchors(config: RunConfig) -> Iterator[str]:
             "postprocess.target_args must satisfy 0 <= neg_threshold <= pos_threshold <= 1. "
             f"Found {target.neg_threshold} and {target.pos_threshold}."
         )
+
+
+def _augment(config: RunConfig) -> Iterator[str]:
+    for number, step in enumerate(config.data_augment):
+        where = f"data_augment[{number}]"
+        unknown = [axis for axis in step.ALONG_AXIS_LIST if axis not in ("x", "y")]
+        if unknown:
+            yield f"{where}.ALONG_AXIS_LIST must name x and y only. Found {unknown}."
+        angles = step.WORLD_ROT_ANGLE
+        if (
+            len(angles) not in (1, 2)
+            or angles[0] > angles[-1]
+            or not all(map(math.isfinite, angles))
+        ):
+            yield (
+                f"{where}.WORLD_ROT_ANGLE must be one angle or smallest and largest, rad. "
+                f"Found {list(angles)}."
+            )
+        low, high = step.WORLD_SCALE_RANGE
+        if not 0 < low <= high < math.inf:
+            yield (
+                f"{where}.WORLD_SCALE_RANGE must be positive, smallest first. Found {[low, high]}."
+            )
 
 
 def _channels(config: RunConfig) -> Iterator[str]:

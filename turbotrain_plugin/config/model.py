@@ -34,6 +34,11 @@ class NeckConfig:
         (128, 256), "Channels per level; each later level halves the map."
     )
     upsample_filters: tuple[int, ...] = key((256, 256), "Channels of each level brought back up.")
+    out_channels: int = key(
+        0,
+        "Channels of its maps (0: model.args.channels); others only with position post_fusion, "
+        "where the heads alone read them. Our choice.",
+    )
     checkpoint: bool = key(False, "Recompute the neck in the backward pass to save memory.")
 
 
@@ -82,6 +87,15 @@ class MapConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionHeadConfig:
+    """``model.args.prediction_head``; all our choice."""
+
+    hidden: int = key(0, "Channels of its 3x3 convolutions (0: as many as it reads).")
+    layers: int = key(1, "3x3 convolutions before the last, 1x1, one.")
+    metres_per_step: float = key(5.0, "Metres per step of a raw output of 1 (5: 10 m/s).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArgs:
     """``model.args``."""
 
@@ -93,9 +107,7 @@ class ModelArgs:
     compression: MessageConfig = group(MessageConfig, "Message compression.")
     map: MapConfig = group(MapConfig, "Vector map.")
     prediction: bool = key(True, "Build the trajectory head.")
-    metres_per_step: float = key(
-        5.0, "Trajectory head: metres per step of a raw output of 1 (5: 10 m/s). Our choice."
-    )
+    prediction_head: PredictionHeadConfig = group(PredictionHeadConfig, "The trajectory head.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import torch
 
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
-from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.engine.records import Steps
+from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.synthetic import ensure_dataset
 
