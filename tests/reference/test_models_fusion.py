@@ -91,8 +91,8 @@ def test_disconet_against_a_network_on_concatenated_pairs(last_relu: bool) -> No
         hidden = normalised(named["compare.weight"] @ pair, "judge.0.0")
         hidden = normalised(named["judge.1.weight"] @ hidden, "judge.2.0")
         hidden = normalised(named["judge.3.weight"] @ hidden, "judge.4.0")
-        value = float(named["judge.5.weight"] @ hidden + named["judge.5.bias"])
-        return max(value, 0.0) if last_relu else value
+        value = float(named["judge.5.weight"] @ hidden)
+        return max(value + float(named["judge.5.bias"]), 0.0) if last_relu else value
 
     for row in range(H):
         for column in range(W):

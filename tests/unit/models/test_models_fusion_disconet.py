@@ -47,9 +47,17 @@ def test_the_last_relu_can_silence_the_weights_and_can_be_left_out() -> None:
         fusion = disconet(last_relu=last_relu).eval()
         silent = fusion.judge[5]
         assert isinstance(silent, nn.Linear)
-        silent.bias.fill_(-100.0)
+        silent.weight.fill_(-100.0)
         weights = weights_of(fusion, context)
         assert torch.equal(weights, torch.full_like(weights, 0.5)) == last_relu
+
+
+def test_without_the_last_relu_every_parameter_learns_too() -> None:
+    fusion = disconet(last_relu=False)
+    fusion(maps(6), context_for([3, 3])).features.square().sum().backward()
+    for name, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 1e-4, name
 
 
 def test_statistics_are_of_seen_cells_only() -> None:
