@@ -61,6 +61,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "model.args.map.stride": config.model.args.map.stride,
         "model.args.map.segments": config.model.args.map.segments,
         "model.args.fusion.windows": min(config.model.args.fusion.windows, default=1),
+        "model.args.fusion.rounds": config.model.args.fusion.rounds,
     }
     for name, value in at_least_one.items():
         if value < 1:
@@ -152,7 +153,7 @@ def _augment(config: RunConfig) -> Iterator[str]:
 def _channels(config: RunConfig) -> Iterator[str]:
     args = config.model.args
     heads = {"model.args.temporal.heads": args.temporal.heads}
-    if args.fusion.core_method == "v2xpnp":
+    if args.fusion.core_method in ("v2xpnp", "v2xvit"):
         heads["model.args.fusion.heads"] = args.fusion.heads
         heads.update(
             {

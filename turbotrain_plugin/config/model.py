@@ -57,13 +57,27 @@ class TemporalConfig:
 class FusionConfig:
     """``model.args.fusion``: agent fusion."""
 
-    core_method: str = key("v2xpnp", "Fusion.", choices=("v2xpnp", "fcooper", "no_fusion"))
-    windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP: window sizes in cells.")
-    window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP: heads per window size.")
-    heads: int = key(8, "V2XPnP: heads of agent attention.")
-    ffn: int = key(512, "V2XPnP: width of the feed-forward parts.")
-    depth: int = key(1, "V2XPnP: agent-attention layers. Our choice.")
-    dropout: float = key(0.1, "V2XPnP: dropout.")
+    core_method: str = key(
+        "v2xpnp",
+        "Fusion.",
+        choices=("v2xpnp", "fcooper", "attfuse", "disconet", "v2vnet", "v2xvit", "no_fusion"),
+    )
+    windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP, V2X-ViT: window sizes in cells.")
+    window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP, V2X-ViT: heads per window size.")
+    heads: int = key(8, "V2XPnP, V2X-ViT: heads of agent attention.")
+    ffn: int = key(512, "V2XPnP, V2X-ViT (whose own is 256): width of the feed-forward parts.")
+    depth: int = key(1, "V2XPnP, V2X-ViT: agent-attention layers. Our choice.")
+    dropout: float = key(0.1, "V2XPnP, V2X-ViT (whose own is 0.3): dropout.")
+    delay_encoding: bool = key(True, "V2X-ViT: tell the layers how old each agent's map is.")
+    last_relu: bool = key(
+        True, "DiscoNet: ReLU behind the agent weights' network, as its code has it."
+    )
+    rounds: int = key(2, "V2VNet: rounds of messages.")
+    gru_state: str = key(
+        "map",
+        "V2VNet: what the GRU remembers: the agent's map (the paper) or zero (OpenCOOD's code).",
+        choices=("map", "zero"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,16 @@ def test_every_shipped_file_is_valid_and_survives_a_round_trip(name: str, tmp_pa
     assert load_hypes(write(tmp_path, to_yaml(config))) == config
 
 
+@pytest.mark.parametrize("method", ["attfuse", "disconet", "fcooper", "v2vnet", "v2xvit"])
+def test_hypes_of_other_fusions_differ_in_nothing_but_fusion(method: str) -> None:
+    other, base = load_hypes(f"turbotrain_{method}.yaml"), load_hypes("turbotrain_v2xpnp.yaml")
+    changed = {name: value for name, value, _ in difference(other, base)}
+    own = {"ffn": 256, "dropout": 0.3} if method == "v2xvit" else {}
+    expected: dict[str, object] = {f"model.args.fusion.{key}": own[key] for key in own}
+    expected["model.args.fusion.core_method"] = method
+    assert changed == {"name": f"turbotrain_{method}", **expected}
+
+
 def test_paper_values() -> None:
     config = load_hypes("turbotrain_v2xpnp.yaml")
     assert config.preprocess.args.voxel_size == (0.1, 0.1, 0.2)
@@ -117,6 +127,13 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
         ("comm_range=-1", "comm_range must be positive"),
         ("model.args.compression.ratio=7", "must be 0 or divide"),
         ("model.args.fusion.windows=[4]", "same length"),
+        ("model.args.fusion={core_method: v2xvit, windows: [4]}", "same length"),
+        ("model.args.fusion={core_method: v2xvit, heads: 7}", "must divide model.args.channels"),
+        (
+            "model.args.fusion={core_method: v2vnet, gru_state: none}",
+            "must be one of 'map', 'zero'",
+        ),
+        ("model.args.fusion={core_method: v2vnet, rounds: 0}", "rounds must be at least 1"),
         ("seed=-1", "seed must not be negative"),
         ("data_augment=[{NAME: random_world_flip, ALONG_AXIS_LIST: [z]}]", r"x and y only.*'z'"),
         ("data_augment=[{WORLD_ROT_ANGLE: [1, 0]}]", r"data_augment\[0\]\.WORLD_ROT_ANGLE must be"),

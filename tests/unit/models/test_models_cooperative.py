@@ -1,7 +1,7 @@
 """The whole network: steps, variants, invariances, saving."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.helpers.made_batches import MadeShape, make_batch, small_grid
 from tests.helpers.made_models import second_grid, tiny_args
-from turbotrain_plugin.config import MapConfig, ModelArgs
+from turbotrain_plugin.config import FusionConfig, MapConfig, ModelArgs
+from turbotrain_plugin.config.keys import CHOICES
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.models import ENCODERS, FUSIONS, CooperativeNetwork, build_model
 from turbotrain_plugin.structures import Batch, Predictions, UserError, Voxels
@@ -63,7 +64,8 @@ def only_voxels(voxels: Voxels, keep: Tensor, map_count: int) -> Voxels:
 
 def test_tables_cover_the_configured_names() -> None:
     assert set(ENCODERS) == {"second", "pillars"}
-    assert set(FUSIONS) == {"v2xpnp", "fcooper", "no_fusion"}
+    choices = {field.name: field.metadata[CHOICES] for field in fields(FusionConfig)}
+    assert set(FUSIONS) == set(choices["core_method"])
 
 
 @pytest.mark.parametrize("fusion", sorted(FUSIONS))

@@ -2,12 +2,35 @@
 
 from typing import Final
 
+from turbotrain_plugin.models.fusion.attfuse import AttFuse
 from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
+from turbotrain_plugin.models.fusion.disconet import DiscoNet
 from turbotrain_plugin.models.fusion.fcooper import FCooper
 from turbotrain_plugin.models.fusion.no_fusion import NoFusion
+from turbotrain_plugin.models.fusion.v2vnet import V2VNet
 from turbotrain_plugin.models.fusion.v2xpnp import V2XPnP
+from turbotrain_plugin.models.fusion.v2xvit import V2XViT
 
-FUSIONS: Final = {"v2xpnp": V2XPnP, "fcooper": FCooper, "no_fusion": NoFusion}
+FUSIONS: Final = {
+    "v2xpnp": V2XPnP,
+    "fcooper": FCooper,
+    "attfuse": AttFuse,
+    "disconet": DiscoNet,
+    "v2vnet": V2VNet,
+    "v2xvit": V2XViT,
+    "no_fusion": NoFusion,
+}
 """``model.args.fusion.core_method`` -> class, called with the keys and the channels."""
 
-__all__ = ["FUSIONS", "AgentFusion", "AgentLayout", "FCooper", "NoFusion", "V2XPnP"]
+__all__ = [
+    "FUSIONS",
+    "AgentFusion",
+    "AgentLayout",
+    "AttFuse",
+    "DiscoNet",
+    "FCooper",
+    "NoFusion",
+    "V2VNet",
+    "V2XPnP",
+    "V2XViT",
+]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from turbotrain_plugin.structures import FusionContext, FusionOutput
+from turbotrain_plugin.models.layers import masked_softmax
+from turbotrain_plugin.structures import FusionContext, FusionOutput, UserError
 
-__all__ = ["AgentFusion", "AgentLayout"]
+__all__ = ["AgentFusion", "AgentLayout", "check_positive", "seen_cells", "softmax_sum"]
 
 
 class AgentFusion(nn.Module):
@@ -34,12 +35,14 @@ class AgentLayout:
         slot: (sum A,) int64, position within its sample, 0 for the ego.
         ego: (B,) int64, index of each sample's ego.
         slots: Agents of the largest sample.
+        parts: Where each sample's agents stand in the stack.
     """
 
     sample: Tensor
     slot: Tensor
     ego: Tensor
     slots: int
+    parts: tuple[slice, ...]
 
     @classmethod
     def of(cls, record_len: Tensor, total: int) -> AgentLayout:
@@ -62,4 +65,40 @@ class AgentLayout:
             slot=torch.arange(total, device=device) - ego[sample],
             ego=ego,
             slots=max(counts, default=0),
+            parts=tuple(
+                slice(first, first + count)
+                for first, count in zip(ego.tolist(), counts, strict=True)
+            ),
         )
+
+
+def seen_cells(context: FusionContext, layout: AgentLayout) -> Tensor:
+    """Return (sum A, 1, H, W) bool: the cells an agent could see; the ego counts everywhere."""
+    return context.roi | (layout.slot == 0).view(-1, 1, 1, 1)
+
+
+def softmax_sum(features: Tensor, scores: Tensor, seen: Tensor, layout: AgentLayout) -> Tensor:
+    """Return (B, C, H, W): per cell, F = sum_j softmax_j(score_j) F_j over the agents that see it.
+
+    Args:
+        features: (sum A, C, H, W).
+        scores: (sum A, 1, H, W).
+        seen: (sum A, 1, H, W) bool, True for every cell of the ego.
+        layout: Which agents belong together.
+    """
+    fused = []
+    for part in layout.parts:
+        weights = masked_softmax(scores[part], seen[part], dim=0)
+        fused.append((features[part] * weights.to(features.dtype)).sum(dim=0))
+    return torch.stack(fused)
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return ``value`` of the key ``model.args.fusion.<name>``.
+
+    Raises:
+        UserError: When it is below 1.
+    """
+    if value < 1:
+        raise UserError(f"model.args.fusion.{name} must be at least 1. Found {value}.")
+    return value

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from turbotrain_plugin.config import FusionConfig
-from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
+from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout, seen_cells
 from turbotrain_plugin.models.message import map_bytes
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
@@ -26,8 +26,6 @@ class FCooper(AgentFusion):
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
         """Return the maximum over the agents of each sample of (sum A, C, H, W)."""
         layout = AgentLayout.of(context.record_len, features.shape[0])
-        visible = context.roi | (layout.slot == 0).view(-1, 1, 1, 1)
-        hidden = features.masked_fill(~visible, float("-inf"))
-        parts = torch.split(hidden, context.record_len.tolist())
-        fused = torch.stack([part.max(dim=0).values for part in parts])
+        hidden = features.masked_fill(~seen_cells(context, layout), float("-inf"))
+        fused = torch.stack([hidden[part].max(dim=0).values for part in layout.parts])
         return FusionOutput(fused, {}, map_bytes(features))
