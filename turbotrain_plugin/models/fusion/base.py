@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
-__all__ = ["AgentFusion", "AgentLayout"]
+__all__ = ["AgentFusion", "AgentLayout", "visible_maximum"]
 
 
 class AgentFusion(nn.Module):
@@ -18,11 +19,29 @@ class AgentFusion(nn.Module):
     ``forward`` takes features (sum A, C, H, W) in the ego grid, ego first in each sample, and
     returns (B, C, H, W). One agent must work, agents that see nothing must change nothing, and
     the order of neighbours must not matter. ``message_bytes`` counts the uncompressed map.
+
+    Attributes:
+        needs_frames: Whether the network shall fill ``FusionContext.frames``.
     """
+
+    needs_frames: ClassVar[bool] = False
 
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
         """Fuse the agents of each sample."""
         raise NotImplementedError
+
+
+def visible_maximum(features: Tensor, visible: Tensor, record_len: Tensor) -> Tensor:
+    """Return the elementwise maximum over the agents of each sample, (B, C, H, W).
+
+    Args:
+        features: (sum A, C, H, W).
+        visible: (sum A, 1, H, W) bool, who takes part; at least one agent at every cell.
+        record_len: (B,) agents per sample.
+    """
+    hidden = features.masked_fill(~visible, float("-inf"))
+    parts = torch.split(hidden, record_len.tolist())
+    return torch.stack([part.max(dim=0).values for part in parts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from turbotrain_plugin.config import FusionConfig
-from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
+from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout, visible_maximum
 from turbotrain_plugin.models.message import map_bytes
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
@@ -27,7 +26,5 @@ class FCooper(AgentFusion):
         """Return the maximum over the agents of each sample of (sum A, C, H, W)."""
         layout = AgentLayout.of(context.record_len, features.shape[0])
         visible = context.roi | (layout.slot == 0).view(-1, 1, 1, 1)
-        hidden = features.masked_fill(~visible, float("-inf"))
-        parts = torch.split(hidden, context.record_len.tolist())
-        fused = torch.stack([part.max(dim=0).values for part in parts])
+        fused = visible_maximum(features, visible, context.record_len)
         return FusionOutput(fused, {}, map_bytes(features))
