@@ -12,8 +12,8 @@ from turbotrain_plugin.models.fusion import FUSIONS, AgentFusion, AgentLayout
 from turbotrain_plugin.structures import FusionContext, UserError
 
 CHANNELS, HEIGHT, WIDTH = 8, 5, 6
-VARIANTS = [("v2xpnp", 1), ("v2xpnp", 2), ("fcooper", 1), ("no_fusion", 1)]
-COOPERATIVE = VARIANTS[:3]
+COOPERATIVE = [("v2xpnp", 1), ("v2xpnp", 2), ("fcooper", 1), ("ffnet", 1), ("cobevflow", 1)]
+VARIANTS = [*COOPERATIVE, ("no_fusion", 1)]
 
 
 def fusion_for(method: str, depth: int = 1) -> AgentFusion:
@@ -26,8 +26,10 @@ def fusion_for(method: str, depth: int = 1) -> AgentFusion:
         ffn=16,
         depth=depth,
         dropout=0.0,
+        codec=False,  # untrained, one channel wide, it would pass nothing on
     )
-    fusion: AgentFusion = FUSIONS[method](args, CHANNELS)
+    # In evaluation, where batch normalisation does not tie the agents of a batch to one another.
+    fusion: AgentFusion = FUSIONS[method](args, CHANNELS).eval()
     return fusion
 
 
@@ -91,7 +93,7 @@ def test_the_order_of_neighbours_does_not_matter(method: str, depth: int) -> Non
     )
 
 
-@pytest.mark.parametrize("method", ["v2xpnp", "fcooper", "no_fusion"])
+@pytest.mark.parametrize("method", sorted(FUSIONS))
 def test_an_agent_that_sees_nothing_changes_nothing(method: str) -> None:
     fusion = fusion_for(method)
     features, context = maps(3), context_for([3], [0, 0, 1])
