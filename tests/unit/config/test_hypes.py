@@ -33,6 +33,14 @@ def test_every_shipped_file_is_valid_and_survives_a_round_trip(name: str, tmp_pa
     assert load_hypes(write(tmp_path, to_yaml(config))) == config
 
 
+@pytest.mark.parametrize("fusion", ["cobevflow", "fcooper", "ffnet"])
+def test_the_files_of_other_fusions_differ_in_the_fusion_alone(fusion: str) -> None:
+    config = load_hypes(f"turbotrain_{fusion}.yaml")
+    assert config.model.args.fusion.core_method == fusion
+    changes = difference(load_hypes("turbotrain_v2xpnp.yaml"), config)
+    assert [name for name, _, _ in changes] == ["name", "model.args.fusion.core_method"]
+
+
 def test_paper_values() -> None:
     config = load_hypes("turbotrain_v2xpnp.yaml")
     assert config.preprocess.args.voxel_size == (0.1, 0.1, 0.2)
