@@ -133,7 +133,9 @@ def _add_evaluate(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--split", default="test", choices=("train", "validate", "test"))
     parser.add_argument("--dataset_mode", choices=("vc", "ic", "v2v", "i2i"), help="other mode")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: DIR)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: the run folder)"
+    )
     _add_override(parser)
     parser.set_defaults(run=_evaluate)
 

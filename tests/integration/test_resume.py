@@ -71,20 +71,32 @@ def test_killed_at_a_random_step_of_either_stage(
     total = len([line for line in steps_of(finished) if "event" not in line])
     kill_at = sorted(rng.sample(range(1, total), 2))
     for step in kill_at:
-        process = subprocess.Popen(
-            command("train", "--model_dir", run, "--device", "cpu"),
-            cwd=tmp_path,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and written_steps(run) < step:
-            time.sleep(0.002)
+        process = start_training(run, tmp_path, errors=subprocess.DEVNULL)
+        await_steps(process, run, step)
         process.kill()
         process.wait()
     done = run_command("train", "--resume", "--model_dir", run, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_run(finished, run)
+
+
+def start_training(
+    run: Path, cwd: Path, *, errors: int = subprocess.PIPE, own_group: bool = False
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("train", "--model_dir", run, "--device", "cpu"),
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        start_new_session=own_group,
+    )
+
+
+def await_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+    while process.poll() is None and written_steps(run) < steps:
+        time.sleep(0.002)
 
 
 def written_steps(run: Path) -> int:
@@ -95,16 +107,8 @@ def written_steps(run: Path) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_say_how_to_go_on(number: int, finished: Path, tmp_path: Path) -> None:
     run = copy_config(finished, tmp_path / "stopped")
-    process = subprocess.Popen(
-        command("train", "--model_dir", run, "--device", "cpu"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and written_steps(run) < 3:
-        time.sleep(0.002)
+    process = start_training(run, tmp_path)
+    await_steps(process, run, 3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number
@@ -119,17 +123,8 @@ def test_a_signal_to_the_whole_process_group(tmp_path: Path) -> None:
     """Schedulers and terminals signal the loader processes too; they must not die of it."""
     config = tiny_config(tmp_path, ["turbotrain.data.num_workers=1", "train_params.epoches=1"])
     run = make_run_folder(config)
-    process = subprocess.Popen(
-        command("train", "--model_dir", run, "--device", "cpu"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while process.poll() is None and written_steps(run) < 2:
-        time.sleep(0.002)
+    process = start_training(run, tmp_path, own_group=True)
+    await_steps(process, run, 2)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, errors

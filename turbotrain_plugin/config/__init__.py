@@ -26,6 +26,7 @@ from turbotrain_plugin.config.model import (
     ModelArgs,
     ModelConfig,
     NeckConfig,
+    PredictionHeadConfig,
     TemporalConfig,
 )
 from turbotrain_plugin.config.run import RunConfig, TurboTrainBlock
@@ -62,6 +63,7 @@ __all__ = [
     "OptimizerConfig",
     "PointHeadConfig",
     "Postprocess",
+    "PredictionHeadConfig",
     "Preprocess",
     "PretrainConfig",
     "RunConfig",

@@ -26,6 +26,7 @@ def check(config: RunConfig) -> None:
 def _problems(config: RunConfig) -> Iterator[str]:
     yield from _positive(config)
     yield from _anchors(config)
+    yield from _augment(config)
     yield from _channels(config)
     yield from _training(config)
     yield from _optimizers(config)
@@ -60,6 +61,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "model.args.map.stride": config.model.args.map.stride,
         "model.args.map.segments": config.model.args.map.segments,
         "model.args.fusion.windows": min(config.model.args.fusion.windows, default=1),
+        "model.args.fusion.rounds": config.model.args.fusion.rounds,
     }
     for name, value in at_least_one.items():
         if value < 1:
@@ -125,10 +127,33 @@ def _anchors(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _augment(config: RunConfig) -> Iterator[str]:
+    for number, step in enumerate(config.data_augment):
+        where = f"data_augment[{number}]"
+        unknown = [axis for axis in step.ALONG_AXIS_LIST if axis not in ("x", "y")]
+        if unknown:
+            yield f"{where}.ALONG_AXIS_LIST must name x and y only. Found {unknown}."
+        angles = step.WORLD_ROT_ANGLE
+        if (
+            len(angles) not in (1, 2)
+            or angles[0] > angles[-1]
+            or not all(map(math.isfinite, angles))
+        ):
+            yield (
+                f"{where}.WORLD_ROT_ANGLE must be one angle or smallest and largest, rad. "
+                f"Found {list(angles)}."
+            )
+        low, high = step.WORLD_SCALE_RANGE
+        if not 0 < low <= high < math.inf:
+            yield (
+                f"{where}.WORLD_SCALE_RANGE must be positive, smallest first. Found {[low, high]}."
+            )
+
+
 def _channels(config: RunConfig) -> Iterator[str]:
     args = config.model.args
     heads = {"model.args.temporal.heads": args.temporal.heads}
-    if args.fusion.core_method == "v2xpnp":
+    if args.fusion.core_method in ("v2xpnp", "v2xvit"):
         heads["model.args.fusion.heads"] = args.fusion.heads
         heads.update(
             {

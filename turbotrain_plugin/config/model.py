@@ -34,6 +34,11 @@ class NeckConfig:
         (128, 256), "Channels per level; each later level halves the map."
     )
     upsample_filters: tuple[int, ...] = key((256, 256), "Channels of each level brought back up.")
+    out_channels: int = key(
+        0,
+        "Channels of its maps (0: model.args.channels); others only with position post_fusion, "
+        "where the heads alone read them. Our choice.",
+    )
     checkpoint: bool = key(False, "Recompute the neck in the backward pass to save memory.")
 
 
@@ -53,14 +58,36 @@ class FusionConfig:
     """``model.args.fusion``: agent fusion."""
 
     core_method: str = key(
-        "v2xpnp", "Fusion.", choices=("v2xpnp", "fcooper", "ffnet", "cobevflow", "no_fusion")
+        "v2xpnp",
+        "Fusion.",
+        choices=(
+            "v2xpnp",
+            "fcooper",
+            "attfuse",
+            "disconet",
+            "v2vnet",
+            "v2xvit",
+            "ffnet",
+            "cobevflow",
+            "no_fusion",
+        ),
     )
-    windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP: window sizes in cells.")
-    window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP: heads per window size.")
-    heads: int = key(8, "V2XPnP: heads of agent attention.")
-    ffn: int = key(512, "V2XPnP: width of the feed-forward parts.")
-    depth: int = key(1, "V2XPnP: agent-attention layers. Our choice.")
-    dropout: float = key(0.1, "V2XPnP: dropout.")
+    windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP, V2X-ViT: window sizes in cells.")
+    window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP, V2X-ViT: heads per window size.")
+    heads: int = key(8, "V2XPnP, V2X-ViT: heads of agent attention.")
+    ffn: int = key(512, "V2XPnP, V2X-ViT (whose own is 256): width of the feed-forward parts.")
+    depth: int = key(1, "V2XPnP, V2X-ViT: agent-attention layers. Our choice.")
+    dropout: float = key(0.1, "V2XPnP, V2X-ViT (whose own is 0.3): dropout.")
+    delay_encoding: bool = key(True, "V2X-ViT: tell the layers how old each agent's map is.")
+    last_relu: bool = key(
+        True, "DiscoNet: ReLU behind the agent weights' network, as its code has it."
+    )
+    rounds: int = key(2, "V2VNet: rounds of messages.")
+    gru_state: str = key(
+        "map",
+        "V2VNet: what the GRU remembers: the agent's map (the paper) or zero (OpenCOOD's code).",
+        choices=("map", "zero"),
+    )
     codec: bool = key(
         True, "FFNet: send feature and flow through its codec (1/8 a side, 1/32 of the channels)."
     )
@@ -114,6 +141,15 @@ class MapConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionHeadConfig:
+    """``model.args.prediction_head``; all our choice."""
+
+    hidden: int = key(0, "Channels of its 3x3 convolutions (0: as many as it reads).")
+    layers: int = key(1, "3x3 convolutions before the last, 1x1, one.")
+    metres_per_step: float = key(5.0, "Metres per step of a raw output of 1 (5: 10 m/s).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelArgs:
     """``model.args``."""
 
@@ -125,9 +161,7 @@ class ModelArgs:
     compression: MessageConfig = group(MessageConfig, "Message compression.")
     map: MapConfig = group(MapConfig, "Vector map.")
     prediction: bool = key(True, "Build the trajectory head.")
-    metres_per_step: float = key(
-        5.0, "Trajectory head: metres per step of a raw output of 1 (5: 10 m/s). Our choice."
-    )
+    prediction_head: PredictionHeadConfig = group(PredictionHeadConfig, "The trajectory head.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ class LossArgs:
     ignore_band: bool = key(False, "Leave out anchors between the thresholds (else negatives).")
     smooth_l1_beta: float = key(1.0 / 9.0, "Transition point of the smooth L1 loss.")
     traj_loss: str = key("l2", "Trajectory loss.", choices=("l2", "mse", "smooth_l1"))
+    traj_beta_m: float = key(1.0, "Transition point of the smooth_l1 trajectory loss, metres.")
     traj_decay: float = key(1.0, "Weight of step k is this to the power k.")
     moving_weight: float = key(
         1.0, "Weight in the trajectory loss of objects that get farther than 2 m (others: 1)."

@@ -24,12 +24,13 @@ State = dict[str, Any]
 def atomic_write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file under a temporary name, flush it to the disk, then rename it.
 
-    A reader never sees half a file, and a full disk leaves the previous file as it was.
+    A reader never sees half a file, and a full disk leaves the previous file as it was. What a
+    killed process leaves is overwritten by the next save.
 
     Raises:
         UserError: When the file system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)

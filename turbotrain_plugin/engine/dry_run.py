@@ -83,9 +83,14 @@ def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced:
         f"{kind}: {cost.seconds:.1f} s, peak memory {cost.memory_mb:.0f} MiB, "
         f"batch of {samples} on {device}"
         + ("" if samples == stage.batch_size else f" (the file says {stage.batch_size})")
+        + ("; checks itself once, later ones are cheaper" if balanced else "")
         + ("" if cost.taken else "  NOT FINITE")
     )
-    if not balanced and not config.root_dir[0].startswith(SYNTHETIC):
+    if balanced:
+        return cost
+    if config.root_dir == (PROBE,):
+        emit(f"{stage.name}: no time in all, a dry run does not make the synthetic scenes")
+    else:
         steps = -(-len(dataset) // stage.batch_size) * stage.epoches
         hours = steps * cost.seconds * stage.batch_size / samples / 3600
         emit(f"{stage.name}: {steps} steps, about {hours:.1f} h at this pace")

@@ -36,7 +36,8 @@ def evaluate_run(
         split: ``train``, ``validate`` or ``test``.
         epoch: Which ``net_epoch{N}.pth``; the best checkpoint without it.
         overrides: ``key=value`` entries; they are in the protocol.
-        out: Where to write; the run folder without it.
+        out: Where to write; without it the run folder, or ``<split>/`` in it for a split other than
+            ``test``, so that the results of the test split stay.
 
     Returns:
         What results.json holds.
@@ -50,7 +51,7 @@ def evaluate_run(
     prepare_torch(config)
     weights_file = checkpoints.find_weights(folder, epoch)
     stages = _stage_records(folder)
-    out = _made(folder if out is None else out)
+    out = _made(out or (folder if split == "test" else folder / split))
     dataset = build_dataset(config, split, "evaluate")
     network = build_network(config, dataset)
     weights = checkpoints.model_weights(checkpoints.load(weights_file))

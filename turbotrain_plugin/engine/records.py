@@ -264,6 +264,7 @@ class Steps:
         self._done = 0
 
     def __call__(self, done: int, total: int, text: str) -> None:
+        """Show that ``done`` of ``total`` are done; ``text`` names the last."""
         if self._bar is None:
             self._bar = Progress(self._title, total)
         while self._done < done:

@@ -31,22 +31,20 @@ class PredictionLoss:
 
     Args:
         args: ``traj_loss``: ``l2`` (Euclidean distance in metres), ``mse`` (its square) or
-            ``smooth_l1`` (x and y summed, transition at 1 m); ``traj_decay``: step k weighs this to
-            the power k within the mean over steps; ``moving_weight``: weight of the anchors of
-            moving objects within the mean over anchors.
+            ``smooth_l1`` (x and y summed, transition at ``traj_beta_m``); ``traj_decay``: step k
+            weighs this to the power k within the mean over steps; ``moving_weight``: weight of the
+            anchors of moving objects within the mean over anchors.
 
     Raises:
-        UserError: When ``traj_decay`` or ``moving_weight`` is not positive.
+        UserError: When ``traj_beta_m``, ``traj_decay`` or ``moving_weight`` is not positive.
     """
 
     def __init__(self, args: LossArgs) -> None:
-        if not args.traj_decay > 0:
-            raise UserError(f"loss.args.traj_decay must be positive. Found {args.traj_decay}.")
-        if not args.moving_weight > 0:
-            raise UserError(
-                f"loss.args.moving_weight must be positive. Found {args.moving_weight}."
-            )
+        for name in ("traj_beta_m", "traj_decay", "moving_weight"):
+            if not getattr(args, name) > 0:
+                raise UserError(f"loss.args.{name} must be positive. Found {getattr(args, name)}.")
         self._form = args.traj_loss
+        self._beta_m = args.traj_beta_m
         self._decay = args.traj_decay
         self._moving_weight = args.moving_weight
 
@@ -84,7 +82,8 @@ class PredictionLoss:
         if self._form == "mse":
             return error.square().sum(dim=-1)
         if self._form == "smooth_l1":
-            loss = smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=1.0)
+            zero = torch.zeros_like(error)
+            loss = smooth_l1_loss(error, zero, reduction="none", beta=self._beta_m)
             return loss.sum(dim=-1)
         # Its derivative at distance 0 is 0, where that of sqrt and hypot is NaN.
         norm: Tensor = torch.linalg.vector_norm(error, dim=-1)

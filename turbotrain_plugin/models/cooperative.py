@@ -26,6 +26,7 @@ from turbotrain_plugin.structures import (
     FusionOutput,
     MapTokens,
     Predictions,
+    UserError,
     Voxels,
 )
 
@@ -60,6 +61,13 @@ class CooperativeNetwork(nn.Module):
         hist_frames: T.
         head_shape: Anchors per cell and future steps F.
         frame_interval_s: Seconds between two past frames.
+
+    Attributes:
+        head_channels: Channels of what the heads read; C unless the neck behind fusion gives
+            another number.
+
+    Raises:
+        UserError: When a neck before temporal fusion gives another number of channels.
     """
 
     def __init__(
@@ -78,23 +86,25 @@ class CooperativeNetwork(nn.Module):
         self.grid = grid
         self.hist_frames = hist_frames
         self.frame_interval_s = frame_interval_s
-        self.channels = channels
         self._neck_first = args.neck.position == "pre_temporal"
+        self.head_channels = _head_channels(args)
         self._map_feeds_detection = args.map.feed == "both"
         self.encoder = encoder
         encoded = cast(Encoder, encoder).out_channels
-        self.neck = BevNeck(args.neck, encoded if self._neck_first else channels, channels)
+        self.neck = BevNeck(
+            args.neck, encoded if self._neck_first else channels, self.head_channels
+        )
         # With the neck behind fusion, the encoder's maps still have to come to C channels.
         self.projection = None if self._neck_first else ConvNormReLU(encoded, channels)
         self.temporal = TemporalFusion(args.temporal, channels, hist_frames)
         ratio = args.compression.ratio
         self.compressor = Compressor(channels, ratio) if ratio else None
         self.fusion: AgentFusion = FUSIONS[args.fusion.core_method](args.fusion, channels)
-        self.map_fusion = MapFusion(args.map, channels, grid) if args.map.enabled else None
-        self.detection = DetectionHead(channels, anchors)
-        unit_m = args.metres_per_step
+        read = self.head_channels
+        self.map_fusion = MapFusion(args.map, read, grid) if args.map.enabled else None
+        self.detection = DetectionHead(read, anchors)
         self.prediction = (
-            PredictionHead(channels, anchors, future_steps, metres_per_step=unit_m)
+            PredictionHead(args.prediction_head, read, anchors, future_steps)
             if args.prediction
             else None
         )
@@ -201,3 +211,13 @@ class CooperativeNetwork(nn.Module):
             "fusion": self.fusion,
         }
         return {name: module for name, module in shared.items() if module is not None}
+
+
+def _head_channels(args: ModelArgs) -> int:
+    asked = args.neck.out_channels or args.channels
+    if asked < 1 or (asked != args.channels and args.neck.position == "pre_temporal"):
+        raise UserError(
+            "model.args.neck.out_channels must be 0 or model.args.channels where the neck comes "
+            f"before temporal fusion, and never negative. Found {args.neck.out_channels}."
+        )
+    return asked

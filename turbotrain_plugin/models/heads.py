@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from turbotrain_plugin.config import PredictionHeadConfig
 from turbotrain_plugin.models.layers import ConvNormReLU, split_last
+from turbotrain_plugin.structures import UserError
 
 __all__ = ["DetectionHead", "PredictionHead"]
 
@@ -46,28 +49,34 @@ class DetectionHead(nn.Module):
 class PredictionHead(nn.Module):
     """(B, C, H, W) -> one trajectory per anchor: offsets in metres from the centre at t = 0.
 
-    A 3x3 convolution with ReLU, then 1x1; the raw value of step k is multiplied by k times
+    3x3 convolutions with ReLU, then 1x1; the raw value of step k is multiplied by k times
     ``metres_per_step``, so that a fast object is an output of the order of 1 at every step, as a
     slow one is, and is learnt as soon. One mode and this layout are our choice.
 
     Args:
+        args: ``model.args.prediction_head``.
         channels: C.
         anchors: Anchors per cell.
         future_steps: F.
-        metres_per_step: Distance per step of a raw output of 1.
+
+    Raises:
+        UserError: When ``layers`` is below 1, or ``hidden`` or ``metres_per_step`` makes no sense.
     """
 
     scale: Tensor
 
     def __init__(
-        self, channels: int, anchors: int, future_steps: int, *, metres_per_step: float = 1.0
+        self, args: PredictionHeadConfig, channels: int, anchors: int, future_steps: int
     ) -> None:
         super().__init__()
+        _check(args)
         steps = torch.arange(1, future_steps + 1).view(-1, 1)
-        self.register_buffer("scale", steps * metres_per_step, persistent=False)
+        self.register_buffer("scale", steps * args.metres_per_step, persistent=False)
         self._layout = (anchors, future_steps)
-        self.hidden = ConvNormReLU(channels, channels)
-        self.offsets = nn.Conv2d(channels, anchors * future_steps * 2, 1)
+        hidden = args.hidden or channels
+        widths = [channels] + [hidden] * args.layers
+        self.hidden = nn.Sequential(*(ConvNormReLU(a, b) for a, b in pairwise(widths)))
+        self.offsets = nn.Conv2d(hidden, anchors * future_steps * 2, 1)
         # Everything is predicted to stay at first: were parked objects sent about at random, they,
         # the majority, would drive the hidden features to zero before any motion is learnt.
         nn.init.normal_(self.offsets.weight, std=_STAY_STD)
@@ -78,3 +87,16 @@ class PredictionHead(nn.Module):
         """Return float32 (B, H, W, anchors, F, 2)."""
         offsets = self.offsets(self.hidden(features)).permute(0, 2, 3, 1)
         return split_last(offsets, *self._layout).float() * self.scale
+
+
+def _check(args: PredictionHeadConfig) -> None:
+    for name, value, least in (("layers", args.layers, 1), ("hidden", args.hidden, 0)):
+        if value < least:
+            raise UserError(
+                f"model.args.prediction_head.{name} must be at least {least}. Found {value}."
+            )
+    if not args.metres_per_step > 0:
+        raise UserError(
+            "model.args.prediction_head.metres_per_step must be positive. "
+            f"Found {args.metres_per_step}."
+        )

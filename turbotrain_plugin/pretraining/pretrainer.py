@@ -60,10 +60,14 @@ class MaskedPretrainer(nn.Module):
             else None
         )
         self.point_head = (
-            ReconstructionHead(network.channels, points.count * 3) if points.weight > 0 else None
+            ReconstructionHead(network.head_channels, points.count * 3)
+            if points.weight > 0
+            else None
         )
         self.occupancy_head = (
-            ReconstructionHead(network.channels, occupancy.bins) if occupancy.weight > 0 else None
+            ReconstructionHead(network.head_channels, occupancy.bins)
+            if occupancy.weight > 0
+            else None
         )
 
     def forward(

@@ -33,12 +33,16 @@ def test_every_shipped_file_is_valid_and_survives_a_round_trip(name: str, tmp_pa
     assert load_hypes(write(tmp_path, to_yaml(config))) == config
 
 
-@pytest.mark.parametrize("fusion", ["cobevflow", "fcooper", "ffnet"])
-def test_the_files_of_other_fusions_differ_in_the_fusion_alone(fusion: str) -> None:
-    config = load_hypes(f"turbotrain_{fusion}.yaml")
-    assert config.model.args.fusion.core_method == fusion
-    changes = difference(load_hypes("turbotrain_v2xpnp.yaml"), config)
-    assert [name for name, _, _ in changes] == ["name", "model.args.fusion.core_method"]
+@pytest.mark.parametrize(
+    "method", ["attfuse", "cobevflow", "disconet", "fcooper", "ffnet", "v2vnet", "v2xvit"]
+)
+def test_hypes_of_other_fusions_differ_in_nothing_but_fusion(method: str) -> None:
+    other, base = load_hypes(f"turbotrain_{method}.yaml"), load_hypes("turbotrain_v2xpnp.yaml")
+    changed = {name: value for name, value, _ in difference(other, base)}
+    own = {"ffn": 256, "dropout": 0.3} if method == "v2xvit" else {}
+    expected: dict[str, object] = {f"model.args.fusion.{key}": own[key] for key in own}
+    expected["model.args.fusion.core_method"] = method
+    assert changed == {"name": f"turbotrain_{method}", **expected}
 
 
 def test_paper_values() -> None:
@@ -125,7 +129,19 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
         ("comm_range=-1", "comm_range must be positive"),
         ("model.args.compression.ratio=7", "must be 0 or divide"),
         ("model.args.fusion.windows=[4]", "same length"),
+        ("model.args.fusion={core_method: v2xvit, windows: [4]}", "same length"),
+        ("model.args.fusion={core_method: v2xvit, heads: 7}", "must divide model.args.channels"),
+        (
+            "model.args.fusion={core_method: v2vnet, gru_state: none}",
+            "must be one of 'map', 'zero'",
+        ),
+        ("model.args.fusion={core_method: v2vnet, rounds: 0}", "rounds must be at least 1"),
         ("seed=-1", "seed must not be negative"),
+        ("data_augment=[{NAME: random_world_flip, ALONG_AXIS_LIST: [z]}]", r"x and y only.*'z'"),
+        ("data_augment=[{WORLD_ROT_ANGLE: [1, 0]}]", r"data_augment\[0\]\.WORLD_ROT_ANGLE must be"),
+        ("data_augment=[{WORLD_ROT_ANGLE: [0, 1, 2]}]", r"smallest and largest, rad"),
+        ("data_augment=[{WORLD_ROT_ANGLE: []}]", r"WORLD_ROT_ANGLE.*Found \[\]"),
+        ("data_augment=[{WORLD_SCALE_RANGE: [0, 1]}]", r"WORLD_SCALE_RANGE must be positive"),
         ("turbotrain.data.num_workers=-1", "num_workers must not be negative"),
         ("turbotrain.logging.keep=-1", "keep must not be negative"),
         ("turbotrain.max_bad_steps=0", "max_bad_steps must be at least 1"),

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.made_scenes import junction_scene, write_root
 from turbotrain_plugin.engine import data_tools
 from turbotrain_plugin.engine.data_tools import stats, synthesise, verify
+from turbotrain_plugin.engine.records import Steps
 from turbotrain_plugin.errors import UserError
 
 SCENE = "2023-03-17-15-53-02_1_0"
@@ -65,7 +66,7 @@ def test_scenes_are_made_where_and_how_asked(
     def generate(preset: str, out: Path, **keys: object) -> Path:
         asked.update(preset=preset, out=out, **keys)
         progress = keys["progress"]
-        assert isinstance(progress, data_tools.Steps)
+        assert isinstance(progress, Steps)
         progress(1, 2, "scene a")
         progress(2, 2, "scene b")
         return out

@@ -33,6 +33,10 @@ def test_other_splits_and_folders(tmp_path: Path) -> None:
     names = sorted(path.name for path in (out / "vis").iterdir())
     assert any(name.startswith("reconstruction_2023-03-17-15-53-02_1_0") for name in names)
     assert "curves.png" in names
+    evaluate_run(folder, device=CPU, split="validate")
+    added = {path.name for path in folder.iterdir()} - set(before)
+    assert added == {"validate"}
+    assert (folder / "validate" / "results.json").is_file()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="this folder cannot be made"):
         evaluate_run(folder, device=CPU, out=tmp_path / "file" / "out")

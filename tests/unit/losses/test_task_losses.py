@@ -223,6 +223,13 @@ def test_mean_over_valid_steps_then_over_objects_with_one(form: str, expected: f
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_transition_of_smooth_l1() -> None:
+    """Below it the square over twice the transition, above it the distance less half of it."""
+    predictions, targets = _straight([[1.0, -4.0, 6.0]], [[True, True, True]])
+    loss = PredictionLoss(LossArgs(traj_loss="smooth_l1", traj_beta_m=4.0))(predictions, targets)
+    assert loss.item() == pytest.approx((1 / 8 + 2 + 4) / 3, rel=1e-5)
+
+
 def test_distance_is_euclidean() -> None:
     predictions, targets = _straight([[0.0, 0.0, 0.0]], [[False, True, False]])
     assert predictions.trajectories is not None
@@ -327,11 +334,11 @@ def test_another_number_of_steps_is_refused() -> None:
         PredictionLoss(LossArgs())(predictions, targets)
 
 
-def test_decay_must_be_positive() -> None:
-    with pytest.raises(UserError, match=r"loss\.args\.traj_decay"):
-        PredictionLoss(LossArgs(traj_decay=0.0))
-    with pytest.raises(UserError, match=r"loss\.args\.moving_weight"):
-        PredictionLoss(LossArgs(moving_weight=0.0))
+@pytest.mark.parametrize("key", ["traj_beta_m", "traj_decay", "moving_weight"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_keys_of_the_trajectory_loss_must_be_positive(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"loss\.args\.{key} must be positive"):
+        PredictionLoss(LossArgs(**{key: value}))  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------- tasks

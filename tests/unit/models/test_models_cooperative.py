@@ -1,7 +1,7 @@
 """The whole network: steps, variants, invariances, saving."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tests.helpers.made_batches import MadeShape, make_batch, small_grid
 from tests.helpers.made_models import second_grid, tiny_args
-from turbotrain_plugin.config import MapConfig, ModelArgs
+from turbotrain_plugin.config import FusionConfig, MapConfig, ModelArgs
+from turbotrain_plugin.config.keys import CHOICES
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.models import ENCODERS, FUSIONS, CooperativeNetwork, build_model
-from turbotrain_plugin.structures import Batch, Predictions, Voxels
+from turbotrain_plugin.structures import Batch, Predictions, UserError, Voxels
 
 FRAMES = 3
 
@@ -75,7 +76,8 @@ def only_voxels(voxels: Voxels, keep: Tensor, map_count: int) -> Voxels:
 
 def test_tables_cover_the_configured_names() -> None:
     assert set(ENCODERS) == {"second", "pillars"}
-    assert set(FUSIONS) == {"v2xpnp", "fcooper", "ffnet", "cobevflow", "no_fusion"}
+    choices = {field.name: field.metadata[CHOICES] for field in fields(FusionConfig)}
+    assert set(FUSIONS) == set(choices["core_method"])
 
 
 @pytest.mark.parametrize("fusion", sorted(FUSIONS))
@@ -96,6 +98,24 @@ def test_every_variant_trains_and_evaluates(fusion: str, neck: str, ratio: int) 
         assert torch.isfinite(parameter.grad).all(), name
     with torch.no_grad():
         assert torch.isfinite(total(network.eval()(batch)))
+
+
+def test_heads_read_what_a_neck_behind_fusion_gives() -> None:
+    args = tiny_args(neck="post_fusion")
+    wide = replace(args, neck=replace(args.neck, out_channels=24))
+    network = network_for(wide)
+    assert network.head_channels == 24
+    assert network.fused_features(batch_for()).features.shape[1] == 24
+    predictions = network(batch_for())
+    torch.autograd.backward(total(predictions))
+    assert all(p.grad is not None for p in network.parameters())
+    assert network_for(args).head_channels == args.channels
+
+
+def test_a_neck_before_fusion_cannot_change_the_channels() -> None:
+    args = tiny_args(neck="pre_temporal")
+    with pytest.raises(UserError, match=r"neck\.out_channels must be 0 or .* Found 24"):
+        network_for(replace(args, neck=replace(args.neck, out_channels=24)))
 
 
 @pytest.mark.parametrize("neck", ["pre_temporal", "post_fusion"])

@@ -1,8 +1,11 @@
 """Task heads: layout, prior, size."""
 
+import pytest
 import torch
 
+from turbotrain_plugin.config import PredictionHeadConfig
 from turbotrain_plugin.models.heads import DetectionHead, PredictionHead
+from turbotrain_plugin.structures import UserError
 
 
 def count(module: torch.nn.Module) -> int:
@@ -13,7 +16,7 @@ def test_parameter_counts_at_full_width() -> None:
     detection = DetectionHead(256, 2)
     assert count(detection.classes) == 514
     assert count(detection.boxes) == 3_598
-    assert count(PredictionHead(256, 2, 6)) == 596_504
+    assert count(PredictionHead(PredictionHeadConfig(), 256, 2, 6)) == 596_504
 
 
 def test_every_anchor_starts_at_the_prior() -> None:
@@ -32,7 +35,7 @@ def test_box_channels_are_read_anchor_by_anchor() -> None:
 
 
 def test_trajectory_channels_are_read_anchor_step_coordinate() -> None:
-    head = PredictionHead(8, 2, 3)
+    head = PredictionHead(PredictionHeadConfig(metres_per_step=1), 8, 2, 3)
     assert head.offsets.bias is not None
     head.offsets.bias.data = torch.arange(12.0)
     torch.nn.init.zeros_(head.offsets.weight)
@@ -43,13 +46,29 @@ def test_trajectory_channels_are_read_anchor_step_coordinate() -> None:
 
 
 def test_steady_motion_is_the_same_raw_value_at_every_step() -> None:
-    head = PredictionHead(8, 1, 4, metres_per_step=5.0)
+    head = PredictionHead(PredictionHeadConfig(metres_per_step=5.0), 8, 1, 4)
     assert head.offsets.bias is not None
     torch.nn.init.zeros_(head.offsets.weight)
     torch.nn.init.ones_(head.offsets.bias)
     offsets = head(torch.randn(1, 8, 2, 2))
     assert offsets[0, 0, 0, 0, :, 0].tolist() == [5.0, 10.0, 15.0, 20.0]
     assert "scale" not in head.state_dict()
+
+
+def test_width_and_depth_of_the_trajectory_head() -> None:
+    head = PredictionHead(PredictionHeadConfig(hidden=12, layers=2), 8, 2, 3)
+    convolutions = [m for m in head.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [(8, 12), (12, 12), (12, 12)]
+    assert head(torch.randn(1, 8, 4, 5)).shape == (1, 4, 5, 2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("layers", 0), ("hidden", -1), ("metres_per_step", 0.0)]
+)
+def test_a_trajectory_head_without_sense_is_refused(key: str, value: float) -> None:
+    args = PredictionHeadConfig(**{key: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"model\.args\.prediction_head\.{key} must .* {value}"):
+        PredictionHead(args, 8, 2, 3)
 
 
 def test_rows_and_columns_keep_their_place() -> None:

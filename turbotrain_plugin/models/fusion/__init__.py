@@ -2,16 +2,24 @@
 
 from typing import Final
 
+from turbotrain_plugin.models.fusion.attfuse import AttFuse
 from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
 from turbotrain_plugin.models.fusion.cobevflow import CoBEVFlow
+from turbotrain_plugin.models.fusion.disconet import DiscoNet
 from turbotrain_plugin.models.fusion.fcooper import FCooper
 from turbotrain_plugin.models.fusion.ffnet import FFNet
 from turbotrain_plugin.models.fusion.no_fusion import NoFusion
+from turbotrain_plugin.models.fusion.v2vnet import V2VNet
 from turbotrain_plugin.models.fusion.v2xpnp import V2XPnP
+from turbotrain_plugin.models.fusion.v2xvit import V2XViT
 
 FUSIONS: Final = {
     "v2xpnp": V2XPnP,
     "fcooper": FCooper,
+    "attfuse": AttFuse,
+    "disconet": DiscoNet,
+    "v2vnet": V2VNet,
+    "v2xvit": V2XViT,
     "ffnet": FFNet,
     "cobevflow": CoBEVFlow,
     "no_fusion": NoFusion,
@@ -22,9 +30,13 @@ __all__ = [
     "FUSIONS",
     "AgentFusion",
     "AgentLayout",
+    "AttFuse",
     "CoBEVFlow",
+    "DiscoNet",
     "FCooper",
     "FFNet",
     "NoFusion",
+    "V2VNet",
     "V2XPnP",
+    "V2XViT",
 ]

@@ -8,9 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from turbotrain_plugin.structures import FusionContext, FusionOutput
+from turbotrain_plugin.models.layers import masked_softmax
+from turbotrain_plugin.structures import FusionContext, FusionOutput, UserError
 
-__all__ = ["AgentFusion", "AgentLayout", "visible_maximum"]
+__all__ = [
+    "AgentFusion",
+    "AgentLayout",
+    "check_positive",
+    "seen_cells",
+    "softmax_sum",
+    "visible_maximum",
+]
 
 
 class AgentFusion(nn.Module):
@@ -31,19 +39,6 @@ class AgentFusion(nn.Module):
         raise NotImplementedError
 
 
-def visible_maximum(features: Tensor, visible: Tensor, record_len: Tensor) -> Tensor:
-    """Return the elementwise maximum over the agents of each sample, (B, C, H, W).
-
-    Args:
-        features: (sum A, C, H, W).
-        visible: (sum A, 1, H, W) bool, who takes part; at least one agent at every cell.
-        record_len: (B,) agents per sample.
-    """
-    hidden = features.masked_fill(~visible, float("-inf"))
-    parts = torch.split(hidden, record_len.tolist())
-    return torch.stack([part.max(dim=0).values for part in parts])
-
-
 @dataclass(frozen=True, slots=True)
 class AgentLayout:
     """Where the agents of a batch stand in the stack.
@@ -52,13 +47,13 @@ class AgentLayout:
         sample: (sum A,) int64, sample of each agent.
         slot: (sum A,) int64, position within its sample, 0 for the ego.
         ego: (B,) int64, index of each sample's ego.
-        slots: Agents of the largest sample.
+        parts: Where each sample's agents stand in the stack.
     """
 
     sample: Tensor
     slot: Tensor
     ego: Tensor
-    slots: int
+    parts: tuple[slice, ...]
 
     @classmethod
     def of(cls, record_len: Tensor, total: int) -> AgentLayout:
@@ -80,5 +75,52 @@ class AgentLayout:
             sample=sample,
             slot=torch.arange(total, device=device) - ego[sample],
             ego=ego,
-            slots=max(counts, default=0),
+            parts=tuple(
+                slice(first, first + count)
+                for first, count in zip(ego.tolist(), counts, strict=True)
+            ),
         )
+
+
+def seen_cells(context: FusionContext, layout: AgentLayout) -> Tensor:
+    """Return (sum A, 1, H, W) bool: the cells an agent could see; the ego counts everywhere."""
+    return context.roi | (layout.slot == 0).view(-1, 1, 1, 1)
+
+
+def softmax_sum(features: Tensor, scores: Tensor, seen: Tensor, layout: AgentLayout) -> Tensor:
+    """Return (B, C, H, W): per cell, F = sum_j softmax_j(score_j) F_j over the agents that see it.
+
+    Args:
+        features: (sum A, C, H, W).
+        scores: (sum A, 1, H, W).
+        seen: (sum A, 1, H, W) bool, True for every cell of the ego.
+        layout: Which agents belong together.
+    """
+    fused = []
+    for part in layout.parts:
+        weights = masked_softmax(scores[part], seen[part], dim=0)
+        fused.append((features[part] * weights.to(features.dtype)).sum(dim=0))
+    return torch.stack(fused)
+
+
+def visible_maximum(features: Tensor, seen: Tensor, layout: AgentLayout) -> Tensor:
+    """Return (B, C, H, W): per cell, the elementwise maximum over the agents that see it.
+
+    Args:
+        features: (sum A, C, H, W).
+        seen: (sum A, 1, H, W) bool; every cell is seen by an agent of its sample.
+        layout: Which agents belong together.
+    """
+    hidden = features.masked_fill(~seen, float("-inf"))
+    return torch.stack([hidden[part].max(dim=0).values for part in layout.parts])
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return ``value`` of the key ``model.args.fusion.<name>``.
+
+    Raises:
+        UserError: When it is below 1.
+    """
+    if value < 1:
+        raise UserError(f"model.args.fusion.{name} must be at least 1. Found {value}.")
+    return value

@@ -77,7 +77,7 @@ class CoBEVFlow(AgentFusion):
         sent = context.roi & self._confident(logits, context) & ~is_ego
         objects = self._objects(context)
         arrived, visible = self._carried(features, sent, objects, context)
-        fused = visible_maximum(arrived, visible | is_ego, context.record_len)
+        fused = visible_maximum(arrived, visible | is_ego, layout)
         message, side = self._bytes(features, sent, objects, is_ego, context)
         return FusionOutput(fused, self._losses(logits, is_ego, layout, context), message, side)
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from turbotrain_plugin.config import FusionConfig
-from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout, visible_maximum
+from turbotrain_plugin.models.fusion.base import (
+    AgentFusion,
+    AgentLayout,
+    seen_cells,
+    visible_maximum,
+)
 from turbotrain_plugin.models.message import map_bytes
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
@@ -25,6 +30,5 @@ class FCooper(AgentFusion):
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
         """Return the maximum over the agents of each sample of (sum A, C, H, W)."""
         layout = AgentLayout.of(context.record_len, features.shape[0])
-        visible = context.roi | (layout.slot == 0).view(-1, 1, 1, 1)
-        fused = visible_maximum(features, visible, context.record_len)
+        fused = visible_maximum(features, seen_cells(context, layout), layout)
         return FusionOutput(fused, {}, map_bytes(features))

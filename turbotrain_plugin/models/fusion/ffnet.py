@@ -114,15 +114,15 @@ class FFNet(AgentFusion):
     ) -> Tensor:
         is_ego = (layout.slot == 0).view(-1, 1, 1, 1)
         neighbour_sees = context.roi & ~is_ego
-        parts = torch.split(neighbour_sees, context.record_len.tolist())
-        covered = torch.stack([part.any(dim=0) for part in parts])[layout.sample]
+        covered = torch.stack([neighbour_sees[part].any(dim=0) for part in layout.parts])
+        covered = covered[layout.sample]
         ego = layout.ego[layout.sample]
         # Beyond its view a neighbour's map is the ego's own, so that the convolution, which looks
         # one cell past the border, meets no artificial edge.
         other = torch.where(context.roi, received, received[ego])
         pairs = self.join(torch.cat([features[ego], other], dim=1))
         seen = neighbour_sees | (is_ego & ~covered)
-        return visible_maximum(pairs, seen, context.record_len)
+        return visible_maximum(pairs, seen, layout)
 
     def _bytes(self, features: Tensor, frames: FrameMaps | None) -> tuple[int, int]:
         """Return the bytes of what ``Compressor`` squeezes and of what it does not.
