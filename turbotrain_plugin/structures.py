@@ -26,6 +26,7 @@ __all__ = [
     "AgentFrame",
     "Batch",
     "DetectedObjects",
+    "FrameMaps",
     "FusionContext",
     "FusionOutput",
     "GroundTruth",
@@ -251,6 +252,23 @@ class Batch:
 
 
 @dataclass(slots=True)
+class FrameMaps:
+    """Every agent's maps of single frames, as they are before temporal fusion, in the ego grid.
+
+    Attributes:
+        maps: (sum A, T, C, H, W), current frame last.
+        valid: (sum A, T) bool.
+        interval_s: Seconds between two frames.
+        cell_m: Size of a cell along x and y.
+    """
+
+    maps: Tensor
+    valid: Tensor
+    interval_s: float
+    cell_m: tuple[float, float]
+
+
+@dataclass(slots=True)
 class FusionContext:
     """What an agent-fusion module knows beside the features.
 
@@ -260,6 +278,8 @@ class FusionContext:
         roi: (sum A, 1, H, W) bool, cells the agent could see (its grid warped to the ego's).
         time_offset_s: (sum A,) float32.
         ego_SE3_agent: (sum A, 4, 4) float32 at the current time.
+        frames: The frames behind the features; None unless the fusion asks (``needs_frames``).
+        labels: (B, H, W, anchors) int8 as in ``Targets``; None where nothing is supervised.
     """
 
     record_len: Tensor
@@ -267,15 +287,25 @@ class FusionContext:
     roi: Tensor
     time_offset_s: Tensor
     ego_SE3_agent: Tensor
+    frames: FrameMaps | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(slots=True)
 class FusionOutput:
-    """Fused features (B, C, H, W), extra losses by name, bytes sent per neighbour and frame."""
+    """What agent fusion returns.
+
+    Attributes:
+        features: (B, C, H, W).
+        auxiliary_losses: Extra scalar losses by name.
+        message_bytes: Bytes of features one neighbour sends per frame, before ``Compressor``.
+        side_bytes: Bytes it sends beside them, which ``Compressor`` does not touch.
+    """
 
     features: Tensor
     auxiliary_losses: dict[str, Tensor]
     message_bytes: int
+    side_bytes: int = 0
 
 
 @dataclass(slots=True)

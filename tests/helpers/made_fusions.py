@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def fusion_args(method: str, depth: int = 1) -> FusionConfig:
         ffn=16,
         depth=depth,
         dropout=0.0,
+        codec=False,  # untrained, one channel wide, it would pass nothing on
     )
 
 
@@ -64,7 +66,7 @@ def maps(
 
 def rows(context: FusionContext, index: Sequence[int], record_len: Sequence[int]) -> FusionContext:
     """Return the context of some agents only, whatever else it holds per agent."""
-    chosen = {
+    chosen: dict[str, Any] = {
         field.name: value[list(index)]
         for field in fields(context)
         if field.name != "record_len" and isinstance(value := getattr(context, field.name), Tensor)

@@ -60,7 +60,17 @@ class FusionConfig:
     core_method: str = key(
         "v2xpnp",
         "Fusion.",
-        choices=("v2xpnp", "fcooper", "attfuse", "disconet", "v2vnet", "v2xvit", "no_fusion"),
+        choices=(
+            "v2xpnp",
+            "fcooper",
+            "attfuse",
+            "disconet",
+            "v2vnet",
+            "v2xvit",
+            "ffnet",
+            "cobevflow",
+            "no_fusion",
+        ),
     )
     windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP, V2X-ViT: window sizes in cells.")
     window_heads: tuple[int, ...] = key((16, 8, 4), "V2XPnP, V2X-ViT: heads per window size.")
@@ -77,6 +87,36 @@ class FusionConfig:
         "map",
         "V2VNet: what the GRU remembers: the agent's map (the paper) or zero (OpenCOOD's code).",
         choices=("map", "zero"),
+    )
+    codec: bool = key(
+        True, "FFNet: send feature and flow through its codec (1/8 a side, 1/32 of the channels)."
+    )
+    flow_weight: float = key(
+        0.1,
+        "FFNet: weight of the flow loss (0: off; the flow network then learns from delays only). "
+        "Our choice.",
+    )
+    confidence: float = key(
+        0.01, "CoBEVFlow: confidence from which a cell is sent (0: send every cell). Our choice."
+    )
+    confidence_weight: float = key(
+        0.1, "CoBEVFlow: weight of the confidence head's loss. Our choice."
+    )
+    background: str = key(
+        "keep",
+        "CoBEVFlow: what becomes of cells outside moved objects when a message is late.",
+        choices=("keep", "drop"),
+    )
+    roi_score: float = key(
+        0.2, "CoBEVFlow: confidence from which a peak is an object to follow. Our choice."
+    )
+    roi_half_m: float = key(
+        2.75,
+        "CoBEVFlow: half the side of the square of cells that moves with an object, in metres "
+        "(2.75: half a car and one cell). Our choice.",
+    )
+    match_m: float = key(
+        5.0, "CoBEVFlow: farthest an object is taken to move between two frames, in metres."
     )
 
 

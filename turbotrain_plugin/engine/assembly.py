@@ -12,6 +12,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine.records import Steps
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.evaluation.protocol import RECORDING_HZ
 from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.synthetic import ensure_dataset
 
@@ -104,6 +105,7 @@ def build_network(config: RunConfig, dataset: CooperativeDataset) -> Cooperative
         hist_frames=config.turbotrain.data.hist_frames,
         future_steps=config.turbotrain.data.future_steps,
         anchors_per_cell=len(config.postprocess.anchor_args.r),
+        frame_interval_s=config.turbotrain.data.step_frames / RECORDING_HZ,
     )
 
 

@@ -21,6 +21,7 @@ def build_model(
     hist_frames: int,
     future_steps: int,
     anchors_per_cell: int,
+    frame_interval_s: float = 0.5,
 ) -> CooperativeNetwork:
     """Build the network that ``model.args`` describes.
 
@@ -30,13 +31,19 @@ def build_model(
         hist_frames: T, past frames including the current one.
         future_steps: F.
         anchors_per_cell: Anchors per BEV cell.
+        frame_interval_s: Seconds between two past frames.
 
     Raises:
         UserError: When the keys do not fit the grid or an encoder's library is missing.
     """
     encoder = ENCODERS[args.encoder.core_method](args.encoder, grid, args.channels)
     return CooperativeNetwork(
-        args, grid, encoder, hist_frames=hist_frames, head_shape=(anchors_per_cell, future_steps)
+        args,
+        grid,
+        encoder,
+        hist_frames=hist_frames,
+        head_shape=(anchors_per_cell, future_steps),
+        frame_interval_s=frame_interval_s,
     )
 
 

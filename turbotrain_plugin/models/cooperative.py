@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from turbotrain_plugin.config import ModelArgs
 from turbotrain_plugin.geometry.grid import BevGrid, roi_mask
-from turbotrain_plugin.models.fusion import FUSIONS
+from turbotrain_plugin.models.fusion import FUSIONS, AgentFusion
 from turbotrain_plugin.models.heads import DetectionHead, PredictionHead
 from turbotrain_plugin.models.layers import ConvNormReLU
 from turbotrain_plugin.models.map_encoder import MapFusion
@@ -21,6 +21,7 @@ from turbotrain_plugin.models.neck import BevNeck
 from turbotrain_plugin.models.temporal import TemporalFusion
 from turbotrain_plugin.structures import (
     Batch,
+    FrameMaps,
     FusionContext,
     FusionOutput,
     MapTokens,
@@ -59,6 +60,7 @@ class CooperativeNetwork(nn.Module):
         encoder: The point encoder, built for ``grid``.
         hist_frames: T.
         head_shape: Anchors per cell and future steps F.
+        frame_interval_s: Seconds between two past frames.
 
     Attributes:
         head_channels: Channels of what the heads read; C unless the neck behind fusion gives
@@ -76,12 +78,14 @@ class CooperativeNetwork(nn.Module):
         *,
         hist_frames: int,
         head_shape: tuple[int, int],
+        frame_interval_s: float = 0.5,
     ) -> None:
         super().__init__()
         channels = args.channels
         anchors, future_steps = head_shape
         self.grid = grid
         self.hist_frames = hist_frames
+        self.frame_interval_s = frame_interval_s
         self._neck_first = args.neck.position == "pre_temporal"
         self.head_channels = _head_channels(args)
         self._map_feeds_detection = args.map.feed == "both"
@@ -95,7 +99,7 @@ class CooperativeNetwork(nn.Module):
         self.temporal = TemporalFusion(args.temporal, channels, hist_frames)
         ratio = args.compression.ratio
         self.compressor = Compressor(channels, ratio) if ratio else None
-        self.fusion = FUSIONS[args.fusion.core_method](args.fusion, channels)
+        self.fusion: AgentFusion = FUSIONS[args.fusion.core_method](args.fusion, channels)
         read = self.head_channels
         self.map_fusion = MapFusion(args.map, read, grid) if args.map.enabled else None
         self.detection = DetectionHead(read, anchors)
@@ -124,7 +128,10 @@ class CooperativeNetwork(nn.Module):
         """
         maps = self.encode(batch.voxels, voxel_features)
         current = self.fuse_time(maps, batch.frame_valid)
-        return self.fuse_agents(self.compress(current), self.context(batch))
+        context = self.context(batch, maps)
+        if batch.targets is not None:
+            context = replace(context, labels=batch.targets.labels)
+        return self.fuse_agents(self.compress(current), context)
 
     def voxel_features(self, voxels: Voxels) -> Tensor:
         """Return (V, D) inputs of the encoder, D = ``encoder.feature_width``."""
@@ -155,7 +162,7 @@ class CooperativeNetwork(nn.Module):
         return FusionOutput(
             features=fused.features if self._neck_first else self.neck(fused.features),
             auxiliary_losses=fused.auxiliary_losses,
-            message_bytes=fused.message_bytes // ratio,
+            message_bytes=fused.message_bytes // ratio + fused.side_bytes,
         )
 
     def heads(self, features: Tensor, map_tokens: MapTokens | None) -> Predictions:
@@ -168,16 +175,29 @@ class CooperativeNetwork(nn.Module):
         trajectories = None if self.prediction is None else self.prediction(with_map)
         return Predictions(logits, codes, trajectories)
 
-    def context(self, batch: Batch) -> FusionContext:
-        """Return what agent fusion knows of the batch; agents without any frame see nothing."""
+    def context(self, batch: Batch, maps: Tensor | None = None) -> FusionContext:
+        """Return what agent fusion knows of the batch, without its labels.
+
+        Agents without any frame see nothing.
+
+        Args:
+            batch: The batch.
+            maps: (sum A * T, C, H, W) what ``encode`` returned; kept for fusions that ask for the
+                frames, which without it know of none.
+        """
         present = batch.frame_valid.any(1).view(-1, 1, 1, 1)
         ego_SE3_agent = batch.ego_SE3_agent[:, -1]
+        frames = None
+        if maps is not None and self.fusion.needs_frames:
+            by_agent = maps.unflatten(0, (len(batch.frame_valid), -1))
+            frames = FrameMaps(by_agent, batch.frame_valid, self.frame_interval_s, self.grid.cell_m)
         return FusionContext(
             record_len=batch.record_len,
             agent_types=batch.agent_types,
             roi=roi_mask(ego_SE3_agent, self.grid) & present,
             time_offset_s=batch.time_offset_s,
             ego_SE3_agent=ego_SE3_agent,
+            frames=frames,
         )
 
     def shared_modules(self) -> dict[str, nn.Module]:

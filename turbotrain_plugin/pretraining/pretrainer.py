@@ -126,7 +126,7 @@ class MaskedPretrainer(nn.Module):
         if not self._config.agent_fusion:
             ego_rows = batch.record_len.cumsum(0) - batch.record_len
             return agents[ego_rows], {}
-        fused = self.network.fuse_agents(agents, self.network.context(batch))
+        fused = self.network.fuse_agents(agents, self.network.context(batch, maps))
         return fused.features, fused.auxiliary_losses
 
     def _encode(self, voxels: Voxels, masked: Tensor) -> Tensor:

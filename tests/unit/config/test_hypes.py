@@ -33,7 +33,9 @@ def test_every_shipped_file_is_valid_and_survives_a_round_trip(name: str, tmp_pa
     assert load_hypes(write(tmp_path, to_yaml(config))) == config
 
 
-@pytest.mark.parametrize("method", ["attfuse", "disconet", "fcooper", "v2vnet", "v2xvit"])
+@pytest.mark.parametrize(
+    "method", ["attfuse", "cobevflow", "disconet", "fcooper", "ffnet", "v2vnet", "v2xvit"]
+)
 def test_hypes_of_other_fusions_differ_in_nothing_but_fusion(method: str) -> None:
     other, base = load_hypes(f"turbotrain_{method}.yaml"), load_hypes("turbotrain_v2xpnp.yaml")
     changed = {name: value for name, value, _ in difference(other, base)}

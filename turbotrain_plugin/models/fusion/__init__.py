@@ -4,8 +4,10 @@ from typing import Final
 
 from turbotrain_plugin.models.fusion.attfuse import AttFuse
 from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
+from turbotrain_plugin.models.fusion.cobevflow import CoBEVFlow
 from turbotrain_plugin.models.fusion.disconet import DiscoNet
 from turbotrain_plugin.models.fusion.fcooper import FCooper
+from turbotrain_plugin.models.fusion.ffnet import FFNet
 from turbotrain_plugin.models.fusion.no_fusion import NoFusion
 from turbotrain_plugin.models.fusion.v2vnet import V2VNet
 from turbotrain_plugin.models.fusion.v2xpnp import V2XPnP
@@ -18,6 +20,8 @@ FUSIONS: Final = {
     "disconet": DiscoNet,
     "v2vnet": V2VNet,
     "v2xvit": V2XViT,
+    "ffnet": FFNet,
+    "cobevflow": CoBEVFlow,
     "no_fusion": NoFusion,
 }
 """``model.args.fusion.core_method`` -> class, called with the keys and the channels."""
@@ -27,8 +31,10 @@ __all__ = [
     "AgentFusion",
     "AgentLayout",
     "AttFuse",
+    "CoBEVFlow",
     "DiscoNet",
     "FCooper",
+    "FFNet",
     "NoFusion",
     "V2VNet",
     "V2XPnP",

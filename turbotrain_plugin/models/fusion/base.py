@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 from turbotrain_plugin.models.layers import masked_softmax
 from turbotrain_plugin.structures import FusionContext, FusionOutput, UserError
 
-__all__ = ["AgentFusion", "AgentLayout", "check_positive", "seen_cells", "softmax_sum"]
+__all__ = [
+    "AgentFusion",
+    "AgentLayout",
+    "check_positive",
+    "seen_cells",
+    "softmax_sum",
+    "visible_maximum",
+]
 
 
 class AgentFusion(nn.Module):
@@ -19,7 +27,12 @@ class AgentFusion(nn.Module):
     ``forward`` takes features (sum A, C, H, W) in the ego grid, ego first in each sample, and
     returns (B, C, H, W). One agent must work, agents that see nothing must change nothing, and
     the order of neighbours must not matter. ``message_bytes`` counts the uncompressed map.
+
+    Attributes:
+        needs_frames: Whether the network shall fill ``FusionContext.frames``.
     """
+
+    needs_frames: ClassVar[bool] = False
 
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
         """Fuse the agents of each sample."""
@@ -34,14 +47,12 @@ class AgentLayout:
         sample: (sum A,) int64, sample of each agent.
         slot: (sum A,) int64, position within its sample, 0 for the ego.
         ego: (B,) int64, index of each sample's ego.
-        slots: Agents of the largest sample.
         parts: Where each sample's agents stand in the stack.
     """
 
     sample: Tensor
     slot: Tensor
     ego: Tensor
-    slots: int
     parts: tuple[slice, ...]
 
     @classmethod
@@ -64,7 +75,6 @@ class AgentLayout:
             sample=sample,
             slot=torch.arange(total, device=device) - ego[sample],
             ego=ego,
-            slots=max(counts, default=0),
             parts=tuple(
                 slice(first, first + count)
                 for first, count in zip(ego.tolist(), counts, strict=True)
@@ -91,6 +101,18 @@ def softmax_sum(features: Tensor, scores: Tensor, seen: Tensor, layout: AgentLay
         weights = masked_softmax(scores[part], seen[part], dim=0)
         fused.append((features[part] * weights.to(features.dtype)).sum(dim=0))
     return torch.stack(fused)
+
+
+def visible_maximum(features: Tensor, seen: Tensor, layout: AgentLayout) -> Tensor:
+    """Return (B, C, H, W): per cell, the elementwise maximum over the agents that see it.
+
+    Args:
+        features: (sum A, C, H, W).
+        seen: (sum A, 1, H, W) bool; every cell is seen by an agent of its sample.
+        layout: Which agents belong together.
+    """
+    hidden = features.masked_fill(~seen, float("-inf"))
+    return torch.stack([hidden[part].max(dim=0).values for part in layout.parts])
 
 
 def check_positive(name: str, value: int) -> int:

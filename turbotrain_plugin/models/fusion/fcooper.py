@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from turbotrain_plugin.config import FusionConfig
-from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout, seen_cells
+from turbotrain_plugin.models.fusion.base import (
+    AgentFusion,
+    AgentLayout,
+    seen_cells,
+    visible_maximum,
+)
 from turbotrain_plugin.models.message import map_bytes
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
@@ -26,6 +30,5 @@ class FCooper(AgentFusion):
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
         """Return the maximum over the agents of each sample of (sum A, C, H, W)."""
         layout = AgentLayout.of(context.record_len, features.shape[0])
-        hidden = features.masked_fill(~seen_cells(context, layout), float("-inf"))
-        fused = torch.stack([hidden[part].max(dim=0).values for part in layout.parts])
+        fused = visible_maximum(features, seen_cells(context, layout), layout)
         return FusionOutput(fused, {}, map_bytes(features))
