@@ -76,19 +76,19 @@ def tight_solver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cagrad_shortfall(weights: Tensor, rows: Tensor, optimum: Tensor, c: float) -> float:
-    """Return how far an update can be from CAGrad's optimum, given what it falls short of it.
+    """Return how far an update can be from CAGrad's optimum d*, given what it falls short of it.
 
-    With v the bound by the optimum's dual variables, every d in the ball has
-    |d - d*|^2 <= 2 c |g_0| (v - min_k <g_k, d>) / |g_w|. Rounding of the products counts as well.
+    With v the bound by the optimum's dual variables, every d in the ball of radius r has
+    |d - d*|^2 <= 2 r (v - min_k <g_k, d>) / |g_w|; in a ball wider by x, v is larger by x |g_w|.
+    Rounding of the products counts as well.
     """
-    mean = rows.mean(dim=0)
+    mean, update = rows.mean(dim=0), weights @ rows
     radius = c * mean.norm()
+    outside = ((update - mean).norm() - radius).clamp(min=0.0)
     combined = ((optimum - 1.0 / len(rows)) / (optimum - 1.0 / len(rows)).sum()) @ rows
-    bound = combined @ mean + radius * combined.norm()
-    update = weights @ rows
+    bound = combined @ mean + (radius + outside) * combined.norm()
     worst = rows[(rows @ update).argmin()]
-    rounding = 1e-15 * worst.norm() * update.norm()
-    short = (bound - worst @ update).clamp(min=0.0) + rounding
+    short = (bound - worst @ update).clamp(min=0.0) + 1e-15 * worst.norm() * update.norm()
     return float((2.0 * radius * short / combined.norm()).sqrt() / (optimum @ rows).norm())
 
 
