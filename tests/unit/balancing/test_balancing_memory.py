@@ -231,7 +231,8 @@ def test_a_direction_takes_the_place_of_the_shared_gradient_only(
     losses = model(inputs)
     head = model.detection_head.weight
     expected = torch.autograd.grad(losses["detection"], head, retain_graph=True)[0]
-    balancer = balance(model, Constant())
+    method = Constant()
+    balancer = balance(model, method)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale != 1.0 else None
     model.trunk[0].weight.grad = torch.full_like(model.trunk[0].weight, 0.5)
     balancer.backward(losses, scaler=scaler)
@@ -239,7 +240,8 @@ def test_a_direction_takes_the_place_of_the_shared_gradient_only(
     assert model.trunk[3].bias.grad.unique().tolist() == [3.0 * scale]
     torch.testing.assert_close(head.grad, expected * scale)
     balancer.backward(model(inputs), scaler=scaler)
-    torch.testing.assert_close(head.grad, expected * scale * 2)  # nothing of ours was in the way
+    torch.testing.assert_close(head.grad, expected * scale * 2)
+    assert method.weighed[-1].tasks == ("detection", "prediction")
 
 
 @pytest.mark.parametrize("method", ["moco", "torchjd:ExcessMTL", "gradnorm"])
@@ -270,11 +272,11 @@ def test_another_methods_memory_is_left_out(make_model: MakeModel, inputs: Tenso
     model = make_model()
     moco = balance(model, "moco")
     train(model, moco, inputs, 2)
-    gradnorm = balance(model, "gradnorm")
-    fresh = plain(gradnorm.method.state_dict())
-    gradnorm.load_state_dict(moco.state_dict())
-    assert plain(gradnorm.method.state_dict()) == fresh
-    assert gradnorm.steps_taken == 2
+    dwa = balance(model, "dwa")  # both call something "steps"
+    fresh = plain(dwa.method.state_dict())
+    dwa.load_state_dict(moco.state_dict())
+    assert plain(dwa.method.state_dict()) == fresh
+    assert dwa.steps_taken == 2
 
 
 def test_arguments_reach_the_method_and_wrong_ones_are_named(make_model: MakeModel) -> None:

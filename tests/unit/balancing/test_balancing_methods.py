@@ -156,6 +156,15 @@ def test_nothing_is_decided_over_what_is_not_finite(bad: float) -> None:
     assert method.asked is None
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_is_decided_over_losses_that_are_not_finite(bad: float) -> None:
+    method = Recorder()
+    losses = torch.tensor([1.0, bad], dtype=torch.float64)
+    weights, _ = decide(method, TaskStep(("a", "b"), gramian_2(1.0, 1.0, -0.5), losses))
+    assert weights == {"a": 1.0, "b": 1.0}
+    assert method.asked is None
+
+
 def test_a_single_task_is_left_alone() -> None:
     method = Recorder()
     weights, _ = decide(method, step_with(["a", "b"], gramian_2(1.0, 0.0, 0.0)))
