@@ -214,7 +214,9 @@ def test_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     assert root.parent == tmp_path / "mine" / "synthetic"
 
 
-def test_cache_does_not_outlive_its_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_does_not_outlive_its_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A preset that has changed under its old name makes its own data, and says so."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setitem(PRESETS, "quick", replace(QUICK, scenes=(1, 0, 0)))
