@@ -1,4 +1,4 @@
-"""What a backward pass of the balancer refuses to start with."""
+"""What the balancer and its methods refuse to start with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from torch import Tensor
 
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["check_losses", "refuse_several_processes"]
+__all__ = ["check_argument", "check_losses", "refuse_several_processes"]
+
+
+def check_argument(fits: bool, method: str, name: str, wanted: str, found: object) -> None:
+    """Raise UserError unless an argument of a method fits.
+
+    Args:
+        fits: Whether it does.
+        method: Name of the method in ``BALANCERS``.
+        name: Argument.
+        wanted: What it should be, after the word "needs".
+        found: Its value.
+    """
+    if not fits:
+        raise UserError(f"Balance method {method!r} needs {name} {wanted}. Found {found!r}.")
 
 
 def check_losses(losses: Mapping[str, Tensor]) -> None:

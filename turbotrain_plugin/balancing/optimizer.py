@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from turbotrain_plugin.balancing.base import Balancer, decide
+from turbotrain_plugin.balancing.base import StepBalancer, TaskStep, advance, decide
 from turbotrain_plugin.balancing.gradients import (
     Gradients,
-    TaskGradients,
     check_sum,
     exact_gradients,
     non_finite,
@@ -33,7 +32,9 @@ from turbotrain_plugin.balancing.gradients import (
 )
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
 from turbotrain_plugin.balancing.guards import check_losses, refuse_several_processes
+from turbotrain_plugin.balancing.methods import method_named
 from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow, Decision
+from turbotrain_plugin.balancing.rows import GradientRows, sum_over_batches
 from turbotrain_plugin.balancing.schedule import HybridSchedule, ScheduleWarning, schedule_warnings
 from turbotrain_plugin.balancing.sharing import SharedParameters
 from turbotrain_plugin.balancing.sweep import low_memory_gradients
@@ -69,13 +70,14 @@ class GradientBalancer(Optimizer):
 
     Args:
         optimizer: Any torch optimiser that steps without a closure.
-        method: Name in ``BALANCERS``, or a :class:`Balancer`.
+        method: Name in ``BALANCERS``, ``torchjd:<Name>``, or a method.
         free_steps: n of the schedule.
         balance_steps: m of the schedule; 0 never balances.
         shared: Name patterns of the parameters to balance; None or empty: found from the graph.
         named_parameters: As of ``model.named_parameters()``; needed for ``shared``, and for names
             instead of numbers in messages.
         source: See :attr:`source`.
+        args: Arguments of the method called ``method``; those left out have its defaults.
 
     Attributes:
         last_record: What the last step did; None before the first, from ``backward`` until
@@ -83,7 +85,8 @@ class GradientBalancer(Optimizer):
         window: Running figures over the current cycle's balanced steps.
 
     Raises:
-        UserError: If the method is unknown, the schedule is negative or a pattern matches nothing.
+        UserError: If the method is unknown or its arguments do not fit, the schedule is negative
+            or a pattern matches nothing.
         ValueError: If ``optimizer`` is no torch optimiser, names are needed and missing, or the
             source is unknown.
     """
@@ -92,12 +95,13 @@ class GradientBalancer(Optimizer):
         self,
         optimizer: Optimizer,
         *,
-        method: str | Balancer = "conflict_suppression",
+        method: str | StepBalancer = "conflict_suppression",
         free_steps: int = 2000,
         balance_steps: int = 1000,
         shared: Sequence[str] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         source: str = "exact",
+        args: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or isinstance(optimizer, GradientBalancer):
             raise ValueError(
@@ -107,13 +111,14 @@ class GradientBalancer(Optimizer):
         self.inner = optimizer
         # As torch makes an optimiser from a pickle: hooks and profiling, but no groups of its own.
         super().__setstate__({})
-        self.method = method if isinstance(method, Balancer) else _method_named(method)
+        self.method = method_named(method, args or {}) if isinstance(method, str) else method
         self.schedule = HybridSchedule(free_steps, balance_steps)
         self.last_record: BalanceRecord | None = None
         self.window = BalanceWindow()
         self._sharing = SharedParameters(optimizer, shared, named_parameters)
-        self._gradients = TaskGradients()
+        self._gradients = GradientRows()
         self._decision: Decision | None = None
+        self._evidence: TaskStep | None = None
         self._losses: list[dict[str, Tensor]] = []
         self._step = 0
         self._checked = False
@@ -251,8 +256,14 @@ class GradientBalancer(Optimizer):
         tasks = self._gradients.tasks
         balanced = self._sharing.select(self._gradients)
         gramian = self._gradients.gramian(balanced) / scale**2
-        weights = decide(self.method, tasks, gramian)
-        self._gradients.write(weights, set(balanced))
+        names = self._sharing.named(balanced)
+        rows = self._gradients.rows(names, scale) if self.method.needs_rows else ()
+        self._evidence = TaskStep(tasks, gramian, sum_over_batches(self._losses, tasks), rows)
+        weights, direction = decide(self.method, self._evidence)
+        if direction is None:
+            self._gradients.write(weights, set(balanced))
+        else:
+            self._gradients.write_direction(direction, names, scale)
         self._decision = Decision(tasks, gramian, weights)
 
     def _differentiate(self, losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
@@ -287,8 +298,9 @@ class GradientBalancer(Optimizer):
             self.last_record = self._decision.record(self._step, skipped=fault)
         if not fault:
             self.inner.step()
-            if self._decision is not None:
+            if self._decision is not None and self._evidence is not None:
                 self.window.add(self.schedule.cycle(self._step), self._decision)
+                advance(self.method, self._evidence)
             self._step += 1
         self._forget_step()
 
@@ -307,13 +319,13 @@ class GradientBalancer(Optimizer):
     def _forget_step(self) -> None:
         """Drop what was gathered for the step under way."""
         self._gradients.clear()
-        self._decision = None
+        self._decision = self._evidence = None
         self._losses = []
 
     # ------------------------------------------------------------------------------ state and names
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimiser's state plus the place in the schedule.
+        """Return the wrapped optimiser's state, the place in the schedule, the method's memory.
 
         Take it between steps: gradients gathered since the last ``step`` are not part of it. It
         loads with ``torch.load(..., weights_only=True)``.
@@ -323,6 +335,7 @@ class GradientBalancer(Optimizer):
             "free_steps": self.schedule.free_steps,
             "balance_steps": self.schedule.balance_steps,
             "window": self.window.state_dict(),
+            "method": {"title": self.method.title, "state": self.method.state_dict()},
         }
         return {**self.inner.state_dict(), STATE_KEY: own}
 
@@ -330,7 +343,8 @@ class GradientBalancer(Optimizer):
         """Load what :meth:`state_dict` returned, or the state of a bare optimiser.
 
         The schedule of the constructor holds; a warning says when the saved one differs. The state
-        of a bare optimiser puts the schedule at its start.
+        of a bare optimiser puts the schedule at its start. What another method remembered is left
+        out.
         """
         own = state_dict.get(STATE_KEY)
         self.inner.load_state_dict({k: v for k, v in state_dict.items() if k != STATE_KEY})
@@ -338,6 +352,9 @@ class GradientBalancer(Optimizer):
         self.last_record = None
         self._step = int(own["step"]) if own else 0
         self.window = BalanceWindow.from_state_dict(own["window"]) if own else BalanceWindow()
+        saved = own.get("method", {}) if own else {}
+        same = saved.get("title") == self.method.title
+        self.method.load_state_dict(saved["state"] if same else {})
         if own and (own["free_steps"], own["balance_steps"]) != (
             self.schedule.free_steps,
             self.schedule.balance_steps,
@@ -360,17 +377,6 @@ class GradientBalancer(Optimizer):
         if not self._ever_balances:
             return "Gradient balancing: off, every step is the plain sum of the losses."
         return (
-            f"Gradient balancing: {type(self.method).__name__}, {self.schedule.free_steps} free "
+            f"Gradient balancing: {self.method.title}, {self.schedule.free_steps} free "
             f"steps, then {self.schedule.balance_steps} balanced ones.\n{self._sharing.describe()}"
         )
-
-
-def _method_named(name: str) -> Balancer:
-    """Return the method called ``name`` in the room's table."""
-    from turbotrain_plugin.balancing import BALANCERS  # the table imports this module
-
-    if name not in BALANCERS:
-        raise UserError(
-            f"There is no balance method {name!r}; choose one of {', '.join(BALANCERS)}."
-        )
-    return BALANCERS[name]()

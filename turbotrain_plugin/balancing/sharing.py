@@ -99,6 +99,10 @@ class SharedParameters:
             return [leaf for leaf in self._name_of if leaf in self._chosen]
         return [leaf for leaf in gradients.received_by_several() if leaf in self._name_of]
 
+    def named(self, leaves: Iterable[Tensor]) -> dict[Tensor, str]:
+        """Return leaf -> name of parameters that :meth:`select` returned."""
+        return {leaf: self._name_of[leaf] for leaf in leaves}
+
     def describe(self) -> str:
         """Return one or two lines for the log."""
         if not self.examined:

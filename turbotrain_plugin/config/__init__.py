@@ -1,5 +1,6 @@
 """Hypes YAML to frozen dataclasses; no dictionary leaves this room."""
 
+from turbotrain_plugin.config.balancing import BalanceArgs
 from turbotrain_plugin.config.data import (
     AnchorArgs,
     AugmentStep,
@@ -46,6 +47,7 @@ from turbotrain_plugin.config.training import (
 __all__ = [
     "AnchorArgs",
     "AugmentStep",
+    "BalanceArgs",
     "BalanceConfig",
     "DataConfig",
     "EncoderConfig",

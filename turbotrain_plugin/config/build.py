@@ -67,11 +67,18 @@ def _check_choice(
     declared: dataclasses.Field[Any], value: object, item: Located, where: str
 ) -> None:
     choices: tuple[str, ...] = declared.metadata.get(CHOICES, ())
-    if choices and value not in choices:
+    if choices and not any(_is_choice(value, choice) for choice in choices):
         nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         listed = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{item.place}: {where} must be one of {listed}. Found {value!r}.{hint}")
+
+
+def _is_choice(value: object, choice: str) -> bool:
+    if not choice.endswith("*"):
+        return value == choice
+    start = choice[:-1]
+    return isinstance(value, str) and value.startswith(start) and value != start
 
 
 def _convert(hint: Any, item: Located, where: str) -> Any:  # noqa: ANN401 - by annotation

@@ -29,6 +29,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _augment(config)
     yield from _channels(config)
     yield from _training(config)
+    yield from _balance_args(config)
     yield from _optimizers(config)
     yield from _schedules(config)
     yield from _selection(config)
@@ -205,6 +206,35 @@ def _training(config: RunConfig) -> Iterator[str]:
         )
     elif block.balance.free_steps + block.balance.balance_steps == 0:
         yield "turbotrain.balance free_steps and balance_steps cannot both be 0."
+
+
+def _balance_args(config: RunConfig) -> Iterator[str]:
+    args = config.turbotrain.balance.args
+    positive = {
+        "dwa.temperature": args.dwa.temperature,
+        "dwa.window": args.dwa.window,
+        "gradnorm.initial_steps": args.gradnorm.initial_steps,
+        "gradnorm.lr": args.gradnorm.lr,
+        "moco.beta": args.moco.beta,
+        "uncertainty.lr": args.uncertainty.lr,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            yield f"turbotrain.balance.args.{name} must be positive. Found {value}."
+    not_negative = {
+        "cagrad.c": args.cagrad.c,
+        "gradnorm.alpha": args.gradnorm.alpha,
+        "moco.decay": args.moco.decay,
+        "moco.gamma": args.moco.gamma,
+        "moco.rho": args.moco.rho,
+        "pcgrad.seed": args.pcgrad.seed,
+        "torchjd.seed": args.torchjd.seed,
+    }
+    for name, value in not_negative.items():
+        if not value >= 0:
+            yield f"turbotrain.balance.args.{name} must not be negative. Found {value}."
+    if args.moco.beta > 1:
+        yield f"turbotrain.balance.args.moco.beta must be at most 1. Found {args.moco.beta}."
 
 
 def _optimizers(config: RunConfig) -> Iterator[str]:

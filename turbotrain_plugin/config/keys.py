@@ -20,7 +20,11 @@ def key(
     aliases: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
 ) -> _T:
-    """Declare a key with a default value and the sentence that ``config explain`` prints."""
+    """Declare a key with a default value and the sentence that ``config explain`` prints.
+
+    A choice that ends in ``*`` stands for everything that begins with what is before it and goes
+    on.
+    """
     metadata = {HELP: help_text, ALIASES: aliases, CHOICES: choices}
     declared: Any = field(default=default, metadata=metadata)
     return declared  # type: ignore[no-any-return]

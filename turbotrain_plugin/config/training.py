@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from turbotrain_plugin.config.balancing import TORCHJD, BalanceArgs
 from turbotrain_plugin.config.data import Range
 from turbotrain_plugin.config.keys import group, key
 
@@ -148,9 +149,21 @@ class BalanceConfig:
 
     method: str = key(
         "conflict_suppression",
-        "What a balanced step does with the task gradients.",
-        choices=("conflict_suppression", "none"),
+        "What a balanced step does with the task gradients (torchjd:<Name>: TorchJD's weighting).",
+        choices=(
+            "conflict_suppression",
+            "none",
+            "aligned_mtl",
+            "cagrad",
+            "dwa",
+            "gradnorm",
+            "moco",
+            "pcgrad",
+            "uncertainty",
+            f"{TORCHJD}:*",
+        ),
     )
+    args: BalanceArgs = group(BalanceArgs, "Arguments of the methods.")
     free_steps: int = key(2000, "Free steps n of a cycle (paper).", aliases=("n",))
     balance_steps: int = key(1000, "Balanced steps m of a cycle (paper).", aliases=("m",))
     shared: tuple[str, ...] = key((), "Name patterns of shared parameters ([]: from the graph).")

@@ -110,16 +110,18 @@ def one_step(
     device = next(learner.module.parameters()).device
     keys = [SampleKey(0, index % len(dataset)) for index in range(samples)]
     batch = next(iter(BatchLoader(dataset, [keys]))).to(device)
+    balance = config.turbotrain.balance
     with warnings.catch_warnings():  # one step, so of one kind: no schedule to warn of
         warnings.simplefilter("ignore", ScheduleWarning)
         balancer = GradientBalancer(
             build_optimizer(stage.optimizer, learner.module.parameters()),
-            method=config.turbotrain.balance.method if balanced else "none",
+            method=balance.method if balanced else "none",
             free_steps=0 if balanced else 1,
             balance_steps=1 if balanced else 0,
-            shared=config.turbotrain.balance.shared or None,
+            shared=balance.shared or None,
             named_parameters=list(learner.module.named_parameters()),
-            source=config.turbotrain.balance.source,
+            source=balance.source,
+            args=balance.args.of(balance.method) if balanced else None,
         )
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
     with PeakMemory(device) as memory:

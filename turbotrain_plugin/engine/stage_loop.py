@@ -108,6 +108,7 @@ class StageLoop:
                 shared=keys.shared or None,
                 named_parameters=list(learner.module.named_parameters()),
                 source=keys.source,
+                args=keys.args.of(keys.method) if stage.balanced else None,
             )
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None

@@ -161,6 +161,13 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
         ("turbotrain.evaluation.iou=[]", "iou must hold thresholds"),
         ("turbotrain={monitor: ap_0.70, evaluation: {iou: [0.5]}}", "ap_0.70 is not measured"),
         ("turbotrain.pretrain.points.z_scale=0", "z_scale must be positive"),
+        ("turbotrain.balance.args.dwa.temperature=0", "args.dwa.temperature must be positive"),
+        ("turbotrain.balance.args.dwa.window=0", "args.dwa.window must be positive"),
+        ("turbotrain.balance.args.gradnorm.lr=0", "args.gradnorm.lr must be positive"),
+        ("turbotrain.balance.args.cagrad.c=-1", "args.cagrad.c must not be negative"),
+        ("turbotrain.balance.args.moco.beta=2", "args.moco.beta must be at most 1"),
+        ("turbotrain.balance.args.moco.beta=0", "args.moco.beta must be positive"),
+        ("turbotrain.balance.args.pcgrad.seed=-1", "args.pcgrad.seed must not be negative"),
     ],
 )
 def test_impossible_settings_are_refused(override: str, message: str) -> None:
