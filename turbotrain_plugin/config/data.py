@@ -64,7 +64,12 @@ class AugmentStep:
     NAME: str = key(
         "random_world_flip",
         "Which transform.",
-        choices=("random_world_flip", "random_world_rotation", "random_world_scaling"),
+        choices=(
+            "random_world_flip",
+            "random_world_rotation",
+            "random_world_quarter_turn",
+            "random_world_scaling",
+        ),
     )
     ALONG_AXIS_LIST: tuple[str, ...] = key(("x",), "Flip: axes that keep their sign.")
     WORLD_ROT_ANGLE: tuple[float, ...] = key(

@@ -140,6 +140,11 @@ class PretrainConfig:
     )
     agent_fusion: bool = key(True, "Reconstruct from the fused feature (else from the ego's).")
     min_coverage: float = key(1.0, "Share of each transferred module that must load.")
+    transfer_neck: bool = key(
+        False,
+        "Hand on a neck that comes behind fusion, too; it has then learnt to reconstruct, like the "
+        "decoders. A neck before fusion is always handed on. Our choice.",
+    )
     data_augment: bool = key(True, "Augment in pretraining as in fine-tuning.")
 
 

@@ -147,8 +147,17 @@ class Trainer:
 
 
 def _not_pretrained(config: RunConfig) -> tuple[str, ...]:
-    """Return the shared modules that pretraining leaves out and that start afresh."""
-    if config.turbotrain.pretrain.agent_fusion:
-        return ("compressor",)
-    behind_fusion = config.model.args.neck.position == "post_fusion"
-    return ("compressor", "fusion", "neck") if behind_fusion else ("compressor", "fusion")
+    """Return the shared modules that start afresh after pretraining.
+
+    The compressor has seen nothing, agent fusion only where it was on. A neck behind fusion stands
+    where the decoders do: it is what turns the fused map into the answer, and starting the tasks
+    from its answer to another question costs them more than it gives (docs/tour.md).
+    """
+    keys = config.turbotrain.pretrain
+    left = ["compressor"]
+    if not keys.agent_fusion:
+        left.append("fusion")
+    if config.model.args.neck.position == "post_fusion":
+        trained = keys.agent_fusion and keys.transfer_neck
+        left += [] if trained else ["neck"]
+    return tuple(left)

@@ -241,6 +241,16 @@ def test_one_angle_means_both_signs() -> None:
     assert 0.2 < max(angles) <= 0.3
 
 
+def test_quarter_turns_are_exact_and_equally_likely() -> None:
+    rng = np.random.default_rng(9)
+    step = AugmentStep(NAME="random_world_quarter_turn")
+    drawn = [draw((step,), rng) for _ in range(800)]
+    found = Counter(tuple(change.turn.ravel()) for change in drawn)
+    assert set(found) == {(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)}
+    assert min(found.values()) > 150
+    assert all(change.scale == 1.0 for change in drawn)
+
+
 def test_steps_are_composed_in_order() -> None:
     rng = np.random.default_rng(8)
     both = draw((FLIP_X, ROTATE), rng)
