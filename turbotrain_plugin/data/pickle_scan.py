@@ -53,7 +53,7 @@ def check_sizes(raw: bytes) -> None:
     """
     at = 0
     while True:
-        if run := _FIXED.match(raw, at):
+        while run := _FIXED.match(raw, at):
             at = run.end()
         if at >= len(raw):
             raise ValueError("it ends before its STOP")
