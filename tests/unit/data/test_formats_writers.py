@@ -83,6 +83,15 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("v2xpnp_seq", "000004"), ("v2v4real", "000004"), ("v2xset", "000008")]
+)
+def test_file_numbers(tmp_path: Path, name: str, file: str) -> None:
+    """Ticks of 0.05 s where the data set was simulated."""
+    WRITERS[name]().write_frame(tmp_path, random_frame(1, 4), None)
+    assert [path.name for path in (tmp_path / "1").iterdir()] == [f"{file}.yaml"]
+
+
 @pytest.mark.parametrize("name", ["v2xpnp_seq", "opv2v", "v2v4real"])
 def test_what_is_written_is_detected(tmp_path: Path, name: str) -> None:
     WRITERS[name]().write_frame(
