@@ -141,7 +141,7 @@ def _add_evaluate(verbs: _Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_data(verbs: _Verbs[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("data", help="make, check and describe data")
+    parser = verbs.add_parser("data", help="make, check, describe and convert data")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     synth = actions.add_parser("synth", help="make synthetic V2X scenes")
     synth.add_argument("--preset", default="tiny", help="tiny, small, bench, ...")
@@ -159,6 +159,12 @@ def _add_data(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         action.add_argument("roots", nargs="+", type=Path, metavar="ROOT")
         action.add_argument("--json", type=Path, metavar="FILE", help="also write a JSON report")
         action.set_defaults(run=run)
+    convert = actions.add_parser("convert", help="write data in the layout of another format")
+    convert.add_argument("roots", nargs="+", type=Path, metavar="ROOT")
+    convert.add_argument("--from", dest="source", default="auto", metavar="FORMAT")
+    convert.add_argument("--to", dest="target", required=True, metavar="FORMAT")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
+    convert.set_defaults(run=_data_convert)
 
 
 def _add_config(verbs: _Verbs[argparse.ArgumentParser]) -> None:
@@ -242,6 +248,12 @@ def _data_stats(options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.data_tools import stats
 
     return stats(options.roots, options.json)
+
+
+def _data_convert(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.data_tools import convert
+
+    return convert(options.roots, options.source, options.target, options.out)
 
 
 def _config_show(options: argparse.Namespace) -> int:

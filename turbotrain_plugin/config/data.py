@@ -123,7 +123,11 @@ class Postprocess:
 class DataConfig:
     """``turbotrain.data``: ours."""
 
-    format: str = key("auto", "On-disk layout.", choices=("auto", "v2xpnp_seq", "v2xreal"))
+    format: str = key(
+        "auto",
+        "On-disk layout; auto looks at the files and says what it found.",
+        choices=("auto", "v2xpnp_seq", "v2xreal", "opv2v", "v2xset", "v2v4real"),
+    )
     hist_frames: int = key(5, "Past frames T including the current one.")
     future_steps: int = key(6, "Future steps F.")
     step_frames: int = key(5, "10 Hz frames between two steps (5: 2 Hz).")

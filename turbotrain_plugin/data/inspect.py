@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from turbotrain_plugin.data.formats import find_reader
 from turbotrain_plugin.data.formats.base import SceneIndex
-from turbotrain_plugin.data.formats.v2xpnp_seq import index_scene, scene_folders, split_folders
+from turbotrain_plugin.data.formats.folders import scene_folders, split_folders
 from turbotrain_plugin.data.root_stats import ClassStats, RootStats, SplitStats, root_stats
 from turbotrain_plugin.data.scene_checks import Finding, SceneCheck, check_scene
 
@@ -119,12 +120,13 @@ def verify_root(
         UserError: When a folder is missing or holds no scene; damaged scenes are findings instead.
     """
     folders = [folder for root in roots for folder in split_folders(Path(root))]
-    scenes = [index_scene(path) for folder in folders for path in scene_folders(folder)]
+    reader = find_reader(roots)
+    scenes = [reader.index(path) for folder in folders for path in scene_folders(folder)]
     checks: list[SceneCheck] = []
     for done, scene in enumerate(scenes):
         if progress is not None:
             progress(done, len(scenes), scene.name)
-        checks.append(check_scene(scene, cloud_stride=cloud_stride, z_range_m=z_range_m))
+        checks.append(check_scene(scene, reader, cloud_stride=cloud_stride, z_range_m=z_range_m))
     if progress is not None:
         progress(len(scenes), len(scenes), "")
     findings = [*_overlaps(scenes), *(finding for check in checks for finding in check.findings)]

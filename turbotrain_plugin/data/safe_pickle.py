@@ -8,6 +8,7 @@ read foreign memory; the stand-ins decode the raw bytes themselves.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from collections import OrderedDict
@@ -18,11 +19,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from turbotrain_plugin.data.files import read_bytes
+from turbotrain_plugin.data.pickle_scan import check_sizes
 from turbotrain_plugin.structures import UserError
 
 __all__ = ["decode_array", "load_pickle", "numpy_names"]
 
 _DTYPES: Final = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"}
+_MAX_BYTES: Final = 512 * 2**20
+"""A database of 100 scenes has about 50 MB, a map a few."""
 _ARRAY_MODULES: Final = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -44,9 +49,9 @@ class _Unpickler(pickle.Unpickler):
             )
         return found
 
-    def persistent_load(self, pid: Any) -> Any:  # noqa: ANN401
+    def persistent_load(self, _pid: Any) -> Any:  # noqa: ANN401
         """Refuse references to things outside the file."""
-        raise UserError(f"{self._path}: refused, the pickle refers to an outside object {pid!r}.")
+        raise UserError(f"{self._path}: refused, the pickle refers to an outside object.")
 
 
 def load_pickle(path: Path, names: Mapping[tuple[str, str], Any]) -> Any:  # noqa: ANN401
@@ -60,13 +65,12 @@ def load_pickle(path: Path, names: Mapping[tuple[str, str], Any]) -> Any:  # noq
     Raises:
         UserError: When the file cannot be read, is damaged, or names anything else.
     """
+    raw = read_bytes(path, _MAX_BYTES)
     try:
-        with path.open("rb") as stream:
-            return _Unpickler(stream, names, path).load()
+        check_sizes(raw)
+        return _Unpickler(io.BytesIO(raw), names, path).load()
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
     except Exception as error:  # a damaged pickle may raise anything from EOFError to KeyError
         raise UserError(
             f"{path}: not a readable pickle of the expected content "
@@ -79,7 +83,7 @@ class _Dtype:
 
     def __init__(self, code: object = "", *_: object) -> None:
         if not isinstance(code, str) or code.lstrip("<>=|") not in _DTYPES:
-            raise ValueError(f"array type {code!r} is not a plain number type")
+            raise ValueError(f"array type {_brief(code)} is not a plain number type")
         self.code = code.lstrip("<>=|")
         self.order = "<"
 
@@ -117,12 +121,19 @@ def decode_array(shape: object, dtype: object, *, fortran: bool, raw: object) ->
     if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
         raise ValueError("array without plain number bytes")
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"array shape {shape!r} is not a tuple of sizes")
+        raise ValueError(f"array shape {_brief(shape)} is not a tuple of sizes")
     element = np.dtype(dtype.order + dtype.code)
     if math.prod(shape) * element.itemsize != len(raw):
         raise ValueError(f"array of shape {shape} does not fit its {len(raw)} bytes")
     flat = np.frombuffer(raw, dtype=element)
     return flat.reshape(shape, order="F" if fortran else "C").astype(element.newbyteorder("="))
+
+
+def _brief(value: object) -> str:
+    # Values that share parts can have a text without end: only what is short is shown.
+    flat = value if isinstance(value, tuple) else (value,)
+    plain = len(flat) <= 8 and all(isinstance(item, (str, int, float)) for item in flat)
+    return repr(value)[:80] if plain else type(value).__name__
 
 
 def numpy_names() -> dict[tuple[str, str], Any]:

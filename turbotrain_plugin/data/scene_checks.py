@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from turbotrain_plugin.data.formats.base import SceneIndex
-from turbotrain_plugin.data.formats.v2xpnp_seq import read_cloud, read_label_frame
+from turbotrain_plugin.data.formats.folders import cloud_stems
+from turbotrain_plugin.data.formats.sequence import SequenceReader
 from turbotrain_plugin.geometry.boxes import contains_origin, transform_boxes
 from turbotrain_plugin.geometry.poses import invert_rigid, is_rigid, transform_points
 from turbotrain_plugin.structures import AgentFrame, UserError
@@ -81,22 +81,27 @@ class SceneCheck:
 
 
 def check_scene(
-    scene: SceneIndex, *, cloud_stride: int, z_range_m: tuple[float, float]
+    scene: SceneIndex,
+    reader: type[SequenceReader],
+    *,
+    cloud_stride: int,
+    z_range_m: tuple[float, float],
 ) -> SceneCheck:
     """Check files, times, poses, boxes, identities and ground of a scene.
 
     Args:
-        scene: From ``index_scene``.
+        scene: From the reader's ``index``.
+        reader: Of the scene's layout.
         cloud_stride: Read every n-th cloud whole; of the others only the size is checked.
         z_range_m: Heights in the LiDAR frame that the model will look at.
     """
     check = SceneCheck()
     note = _Notes(scene.name, check.findings)
-    _check_index(scene, check, note)
-    frames = _read_labels(scene, check, note)
+    _check_index(scene, reader, check, note)
+    frames = _read_labels(scene, reader, check, note)
     _check_boxes(frames, note)
     _check_identities(frames, note)
-    _check_clouds(scene, frames, check, note, cloud_stride, z_range_m)
+    _check_clouds(scene, reader, frames, check, cloud_stride, z_range_m)
     gap = float(np.median(check.ground_gaps_m)) if check.ground_gaps_m else 0.0
     if gap > _GROUND_GAP_M:
         note.warning(
@@ -125,20 +130,23 @@ class _Notes:
 # -------------------------------------------------------------------------------- files and times
 
 
-def _check_index(scene: SceneIndex, check: SceneCheck, note: _Notes) -> None:
+def _check_index(
+    scene: SceneIndex, reader: type[SequenceReader], check: SceneCheck, note: _Notes
+) -> None:
+    cloud = " or ".join(f".{suffix}" for suffix in reader.clouds)
     if not any(frames.cloud_frames for frames in scene.agents.values()):
-        note.error(None, None, "empty scene: no agent has a frame with both .yaml and .bin")
+        note.error(None, None, f"empty scene: no agent has a frame with both .yaml and {cloud}")
     sets = {agent_id: set(frames.cloud_frames) for agent_id, frames in scene.agents.items()}
     check.label_step = _step([frames.label_frames for frames in scene.agents.values()])
     check.cloud_step = _step([frames.cloud_frames for frames in scene.agents.values()])
     for agent_id, frames in scene.agents.items():
         labels = set(frames.label_frames)
-        clouds = _cloud_stems(scene.folder / str(agent_id))
+        clouds = cloud_stems(scene, agent_id, reader.clouds)
         # A root may keep clouds at fewer frames than labels: only those of its rhythm are missed.
         expected = _rhythm(labels, min(clouds & labels, default=0), check.cloud_step) & labels
         unseen = (expected if clouds & labels else labels) - clouds
-        _missing(unseen, "label files without .bin (used for futures only)", agent_id, note)
-        _missing(clouds - labels, ".bin files without .yaml (left out)", agent_id, note)
+        _missing(unseen, f"label files without {cloud} (used for futures only)", agent_id, note)
+        _missing(clouds - labels, f"{cloud} files without .yaml (left out)", agent_id, note)
         gaps = _rhythm(labels, min(labels, default=0), check.label_step) - labels
         _missing(gaps, "frames missing inside the recording (time gaps)", agent_id, note)
     if len(sets) > 1:
@@ -160,23 +168,21 @@ def _rhythm(frames: set[int], start: int, step: int) -> set[int]:
     return set(range(first, max(frames) + 1, step))
 
 
-def _cloud_stems(folder: Path) -> set[int]:
-    return {int(p.stem) for p in folder.glob("*.bin") if len(p.stem) == 6 and p.stem.isdecimal()}
-
-
 def _missing(frames: set[int], what: str, agent: int | None, note: _Notes) -> None:
     if frames:
         note.warning(agent, min(frames), f"{len(frames)} {what}")
 
 
-def _read_labels(scene: SceneIndex, check: SceneCheck, note: _Notes) -> Frames:
+def _read_labels(
+    scene: SceneIndex, reader: type[SequenceReader], check: SceneCheck, note: _Notes
+) -> Frames:
     frames: dict[tuple[int, int], AgentFrame] = {}
     for agent_id, available in scene.agents.items():
         damaged = 0
         for frame in available.label_frames:
-            path = scene.folder / str(agent_id) / f"{frame:06d}.yaml"
+            path = scene.file(agent_id, frame, "yaml")
             try:
-                frames[agent_id, frame] = read_label_frame(path, agent_id, frame)
+                frames[agent_id, frame] = reader.read_label_file(path, agent_id, frame)
             except UserError as error:
                 damaged += 1
                 if damaged <= _LISTED:
@@ -260,12 +266,13 @@ def _standing_in_each_other(boxes: NDArray[np.float64]) -> Iterator[tuple[int, i
 
 def _check_clouds(
     scene: SceneIndex,
+    reader: type[SequenceReader],
     frames: Frames,
     check: SceneCheck,
-    note: _Notes,
     cloud_stride: int,
     z_range_m: tuple[float, float],
 ) -> None:
+    note = _Notes(scene.name, check.findings)
     stems = sorted({f for agent in scene.agents.values() for f in agent.cloud_frames})
     sampled = set(stems[::cloud_stride])
     for frame in stems:
@@ -273,19 +280,25 @@ def _check_clouds(
         for agent_id, available in scene.agents.items():
             if not available.has_cloud(frame):
                 continue
-            path = scene.folder / str(agent_id) / f"{frame:06d}.bin"
+            path = reader.cloud_file(scene, agent_id, frame)
             size = path.stat().st_size
-            if size % 16 or not size:
+            if not size or (size % 16 and path.suffix == ".bin"):
                 note.error(agent_id, frame, f"{path.name} is empty or truncated: {size} bytes")
-            elif frame in sampled:
-                points = read_cloud(path)
-                low, high = z_range_m
-                check.clouds_read += 1
-                check.points += len(points)
-                check.points_outside_z += int(((points[:, 2] < low) | (points[:, 2] > high)).sum())
-                if (agent_id, frame) in frames:
-                    pose = frames[agent_id, frame].world_SE3_lidar
-                    world.append((transform_points(pose, points[:, :3].astype(float)), pose[:2, 3]))
+                continue
+            if frame not in sampled:
+                continue
+            try:
+                points = reader.read_cloud_file(path)
+            except UserError as error:
+                note.error(agent_id, frame, str(error))
+                continue
+            low, high = z_range_m
+            check.clouds_read += 1
+            check.points += len(points)
+            check.points_outside_z += int(((points[:, 2] < low) | (points[:, 2] > high)).sum())
+            if (agent_id, frame) in frames:
+                pose = frames[agent_id, frame].world_SE3_lidar
+                world.append((transform_points(pose, points[:, :3].astype(float)), pose[:2, 3]))
         for (a, at_a), (b, at_b) in combinations(world, 2):
             gap = ground_gap_m(_near(a, at_a, at_b), _near(b, at_a, at_b))
             if gap is not None:

@@ -1,9 +1,10 @@
-"""The `data` commands: make, verify and describe data."""
+"""The `data` commands: make, verify, describe and convert data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from turbotrain_plugin.data.convert import convert_roots
 from turbotrain_plugin.data.inspect import root_stats, verify_root
 from turbotrain_plugin.engine.records import Steps, emit, write_json
 from turbotrain_plugin.errors import UserError
@@ -48,4 +49,18 @@ def stats(roots: list[Path], json_file: Path | None) -> int:
     if json_file is not None:
         write_json(json_file, found.to_json())
     emit(found.table())
+    return 0
+
+
+def convert(roots: list[Path], source: str, target: str, out: Path) -> int:
+    """Write data in another format and say where they are.
+
+    Raises:
+        UserError: For an unknown format, data that cannot be read, or a folder that is not empty.
+    """
+    done = convert_roots(roots, source, target, out, progress=Steps("convert"))
+    emit(
+        f"{target}: {out} ({done.scenes} scenes, {done.frames} label files, {done.clouds} clouds, "
+        f"{done.maps} maps)\nnext:  opencood data verify {out}"
+    )
     return 0

@@ -23,7 +23,6 @@ from tests.helpers.made_scenes import (
 )
 from turbotrain_plugin.data.formats.v2xpnp_seq import (
     V2XPnPSeqReader,
-    index_scene,
     read_cloud,
     read_label_frame,
 )
@@ -207,7 +206,7 @@ def test_frames_are_those_with_both_files(tmp_path: Path) -> None:
         MadeAgent(-1, (9, 0, 4), without_cloud=frozenset(range(12))),
     )
     root = write_root(tmp_path, {"train": [MadeScene("s", agents, ())]}, with_map=False)
-    scene = index_scene(root / "train" / "s")
+    scene = V2XPnPSeqReader.index(root / "train" / "s")
     assert scene.agents[1].cloud_frames == (0, 1, 3, 4, 7, 8, 9, 10, 11)
     assert scene.agents[1].label_frames == (0, 1, 2, 3, 4, 7, 8, 9, 10, 11)
     assert scene.agents[-1].cloud_frames == ()
@@ -235,7 +234,7 @@ def test_foreign_files_are_passed_over(tmp_path: Path) -> None:
     (root / "train" / "s" / "synthetic_meta.json").write_text("{}")
     for folder in ("images", "01", ".git", "-0", "1a"):
         (root / "train" / "s" / folder).mkdir()
-    scene = index_scene(root / "train" / "s")
+    scene = V2XPnPSeqReader.index(root / "train" / "s")
     assert list(scene.agents) == [1, 2, -1, -2]
     assert scene.agents[1].label_frames == (0, 1)
 
@@ -243,7 +242,7 @@ def test_foreign_files_are_passed_over(tmp_path: Path) -> None:
 def test_agents_by_kind_and_number(tmp_path: Path) -> None:
     agents = tuple(MadeAgent(n, (0, 0, 2)) for n in (10, -10, 2, -2, 0))
     write_root(tmp_path, {"val": [MadeScene("s", agents, (), frames=1)]}, with_map=False)
-    scene = index_scene(tmp_path / "val" / "s")
+    scene = V2XPnPSeqReader.index(tmp_path / "val" / "s")
     assert list(scene.agents) == [0, 2, 10, -2, -10]
     assert scene.has_infrastructure
     assert scene.split == "validate"
@@ -295,7 +294,7 @@ def test_damaged_label_file_is_named_when_the_scene_is_read(tmp_path: Path, root
 
 
 def test_memory_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turbotrain_plugin.data.formats.v2xpnp_seq._SCENES_IN_MEMORY", 1)
+    monkeypatch.setattr("turbotrain_plugin.data.formats.sequence._SCENES_IN_MEMORY", 1)
     reader = V2XPnPSeqReader([root])
     first, second = reader.scenes
     before = reader.read_frame(first, 1, 0)

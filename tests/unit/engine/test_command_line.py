@@ -25,6 +25,7 @@ VERBS = [
     ["data", "synth"],
     ["data", "verify"],
     ["data", "stats"],
+    ["data", "convert"],
     ["config"],
     ["config", "show"],
     ["config", "check"],

@@ -6,28 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from turbotrain_plugin.data.formats.base import (
-    AgentFrames,
-    ReaderType,
-    ScenarioReader,
-    SceneIndex,
-)
+from turbotrain_plugin.data.formats.base import AgentFrames, ScenarioReader, SceneIndex
+from turbotrain_plugin.data.formats.detect import detect_format
+from turbotrain_plugin.data.formats.opv2v import OPV2VReader
+from turbotrain_plugin.data.formats.sequence import SequenceReader
+from turbotrain_plugin.data.formats.v2v4real import V2V4RealReader
 from turbotrain_plugin.data.formats.v2xpnp_seq import V2XPnPSeqReader
 from turbotrain_plugin.structures import UserError
 
 __all__ = [
     "FORMATS",
     "AgentFrames",
-    "ReaderType",
+    "OPV2VReader",
     "ScenarioReader",
     "SceneIndex",
+    "SequenceReader",
+    "V2V4RealReader",
     "V2XPnPSeqReader",
+    "find_reader",
     "open_root",
 ]
 
-FORMATS: Final[dict[str, ReaderType]] = {
+FORMATS: Final[dict[str, type[SequenceReader]]] = {
     "v2xpnp_seq": V2XPnPSeqReader,
     "v2xreal": V2XPnPSeqReader,
+    "opv2v": OPV2VReader,
+    "v2xset": OPV2VReader,
+    "v2v4real": V2V4RealReader,
 }
 """Format name, as in ``turbotrain.data.format``, to its reader."""
 
@@ -51,20 +56,17 @@ def open_root(
     Raises:
         UserError: When a folder is missing or empty, or the format is unknown.
     """
+    return find_reader(roots, format)(roots, split=split, cache_dir=cache_dir)
+
+
+def find_reader(roots: Sequence[Path], format: str = "auto") -> type[SequenceReader]:
+    """Return the reader of a format, without opening the folders for reading.
+
+    Raises:
+        UserError: As ``open_root``.
+    """
     if format == "auto":
-        format = _detect([Path(root) for root in roots])
+        format = detect_format([Path(root) for root in roots])
     if format not in FORMATS:
         raise UserError(f"Unknown data format {format!r}; known are auto, {', '.join(FORMATS)}.")
-    return FORMATS[format](roots, split=split, cache_dir=cache_dir)
-
-
-def _detect(roots: Sequence[Path]) -> str:
-    """Return the only layout there is, or explain why the files are of another one."""
-    for root in roots:
-        clouds = next(root.glob("*/*/*.pcd"), None) or next(root.glob("*/*/*/*.pcd"), None)
-        if clouds is not None and not clouds.with_suffix(".bin").exists():
-            raise UserError(
-                f"{clouds}: .pcd clouds belong to OPV2V, V2XSet or V2V4Real, which are not read "
-                "yet; V2XPnP-Seq and V2X-Real have .bin clouds."
-            )
-    return "v2xpnp_seq"
+    return FORMATS[format]

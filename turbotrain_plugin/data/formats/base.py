@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from turbotrain_plugin.data.vector_map import VectorMap
 from turbotrain_plugin.structures import AgentFrame
 
-__all__ = ["AgentFrames", "ReaderType", "ScenarioReader", "SceneIndex"]
+__all__ = ["AgentFrames", "ScenarioReader", "SceneIndex"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class SceneIndex:
         root: Folder that holds the splits and the map.
         agents: Agent id (negative: roadside unit) to its frames; vehicles first, then roadside
             units, each by rising absolute id. Agents need not have the same frames.
+        stem_step: File numbers between two frames of 10 Hz.
+        stem_offset: File number of frame 0.
     """
 
     name: str
@@ -56,6 +58,13 @@ class SceneIndex:
     folder: Path
     root: Path
     agents: Mapping[int, AgentFrames]
+    stem_step: int = 1
+    stem_offset: int = 0
+
+    def file(self, agent_id: int, frame: int, suffix: str) -> Path:
+        """Return where a file of an agent's frame is or would be, such as ``1/000068.yaml``."""
+        stem = self.stem_offset + self.stem_step * frame
+        return self.folder / str(agent_id) / f"{stem:06d}.{suffix}"
 
     @property
     def has_infrastructure(self) -> bool:
@@ -93,16 +102,6 @@ class ScenarioReader(Protocol):
         Raises:
             UserError: When the map file is damaged or unsafe.
         """
-        ...
-
-
-class ReaderType(Protocol):
-    """How a reader class is called."""
-
-    def __call__(
-        self, roots: Sequence[Path], *, split: str | None = None, cache_dir: Path | None = None
-    ) -> ScenarioReader:
-        """Return a reader over dataset roots or split folders; see ``open_root``."""
         ...
 
 

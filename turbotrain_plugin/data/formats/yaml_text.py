@@ -9,19 +9,19 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
+from turbotrain_plugin.data.files import read_bytes
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["parse_labels", "read_labels"]
+__all__ = ["LabelLoader", "parse_labels", "read_labels"]
 
 _LOG = logging.getLogger(__name__)
 
 _MAX_BYTES: Final = 8 * 2**20
 """Real files have 10 to 100 KB."""
-_MAX_ALIASES: Final = 100
 _MAX_DEPTH: Final = 5000
 """Upper bound on nesting. libyaml recurses on the C stack and crashes the process far beyond."""
 
@@ -43,8 +43,11 @@ else:  # pragma: no cover - wheels of PyYAML bring libyaml
     )
 
 
-class _Loader(_BaseLoader):
+class LabelLoader(_BaseLoader):
     """Safe loader that reads ``1e-05`` as a number and refuses merge keys."""
+
+    max_aliases: ClassVar[int] = 100
+    """Aliases of an honest file. They share nodes, so it is who walks along them that pays."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse ``<<``: merging merged merges multiplies, and no label file needs it."""
@@ -56,35 +59,38 @@ class _Loader(_BaseLoader):
 
 
 # add_implicit_resolver copies the table into the subclass: PyYAML's own loaders stay as they are.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+LabelLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def read_labels(path: Path) -> dict[Any, Any]:
+def read_labels(path: Path, loader: type[LabelLoader] = LabelLoader) -> dict[Any, Any]:
     """Return the top-level mapping of a label file.
+
+    Args:
+        path: The file.
+        loader: Which tags are known; see ``numpy_yaml``.
 
     Raises:
         UserError: When the file is missing, no YAML mapping, unsafe or absurdly large.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    return parse_labels(raw, str(path))
+    return parse_labels(read_bytes(path), str(path), loader)
 
 
-def parse_labels(raw: bytes, source: str) -> dict[Any, Any]:
+def parse_labels(
+    raw: bytes, source: str, loader: type[LabelLoader] = LabelLoader
+) -> dict[Any, Any]:
     """Return the top-level mapping of YAML text.
 
     Args:
         raw: The file's bytes.
         source: What messages call it.
+        loader: Which tags are known.
 
     Raises:
         UserError: As ``read_labels``.
     """
-    _check_bounds(raw, source)
+    _check_bounds(raw, source, loader.max_aliases)
     try:
-        content = yaml.load(raw, Loader=_Loader)  # _Loader is a safe loader
+        content = yaml.load(raw, Loader=loader)  # a safe loader
     except yaml.constructor.ConstructorError as error:
         raise UserError(
             f"{source}: refused, only plain values are read and nothing is executed: "
@@ -92,8 +98,9 @@ def parse_labels(raw: bytes, source: str) -> dict[Any, Any]:
         ) from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{source}: not valid YAML: {error.problem}{_line(error)}.") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{source}: not valid YAML: {str(error).splitlines()[0]}.") from error
+    except Exception as error:  # PyYAML lets KeyError, AttributeError and more through
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{source}: not valid YAML: {reason or type(error).__name__}.") from error
     if not isinstance(content, dict):
         raise UserError(
             f"{source}: expected a mapping with lidar_pose and vehicles. "
@@ -102,12 +109,12 @@ def parse_labels(raw: bytes, source: str) -> dict[Any, Any]:
     return content
 
 
-def _check_bounds(raw: bytes, source: str) -> None:
+def _check_bounds(raw: bytes, source: str, max_aliases: int) -> None:
     # Cheap upper bounds, taken before the parser sees the text. Blocks nest by indentation or
     # along one line ("- - -"), flows by brackets, so the last two bound the nesting depth.
     found = {
         "bytes": (len(raw), _MAX_BYTES),
-        "'*' signs (aliases)": (raw.count(b"*"), _MAX_ALIASES),
+        "'*' signs (aliases)": (raw.count(b"*"), max_aliases),
         "opening brackets": (raw.count(b"[") + raw.count(b"{"), _MAX_DEPTH),
         "characters in one line": (max(map(len, raw.split(b"\n"))), _MAX_DEPTH),
     }
