@@ -245,8 +245,14 @@ def test_quarter_turns_are_exact_and_equally_likely() -> None:
     rng = np.random.default_rng(9)
     step = AugmentStep(NAME="random_world_quarter_turn")
     drawn = [draw((step,), rng) for _ in range(800)]
-    found = Counter(tuple(change.turn.ravel()) for change in drawn)
-    assert set(found) == {(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)}
+    found = Counter(tuple(change.turn.ravel().tolist()) for change in drawn)
+    turns = {
+        (1.0, 0.0, 0.0, 1.0),
+        (0.0, -1.0, 1.0, 0.0),
+        (-1.0, 0.0, 0.0, -1.0),
+        (0.0, 1.0, -1.0, 0.0),
+    }
+    assert set(found) == turns
     assert min(found.values()) > 150
     assert all(change.scale == 1.0 for change in drawn)
 
