@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 STAGES = ("detection", "prediction", "joint", "cooperation")
 KEYS = [
     "turbotrain.strategy=manual",
-    "turbotrain.manual.epoches=[2, 2, 1, 1]",
+    "turbotrain.manual.epoches=[3, 2, 1, 2]",
     "turbotrain.balance.args.dwa.window=1",
     "turbotrain.data.sample_stride=4",
     "turbotrain.evaluation={pictures: 0, max_samples: 2}",
@@ -153,16 +153,16 @@ def test_tasks_and_weighting_of_the_stages(finished: Any) -> None:  # noqa: ANN4
 def test_epoch_files_are_those_of_the_last_stage(finished: Any) -> None:  # noqa: ANN401
     """Older ones would be taken for its own: loaded by number, and kept in place of new ones."""
     _, folder, _ = finished
-    assert list(checkpoints.epoch_files(folder)) == [1]
-    kept = checkpoints.load(folder / "net_epoch1.pth")
+    assert list(checkpoints.epoch_files(folder)) == [1, 2]  # the first stage had three
+    kept = checkpoints.load(folder / "net_epoch2.pth")
     assert_same_state(kept, weights(folder, "cooperation"))
     assert checkpoints.load(folder / "best.ckpt")["stage"] == "cooperation"
 
 
 def assert_same_run(first: Path, second: Path) -> None:
     assert steps_of(first) == steps_of(second)
-    files = ["last.ckpt", "best.ckpt", "net_epoch1.pth", *(f"stage_{s}.ckpt" for s in STAGES)]
-    for name in files:
+    files = [*(f"stage_{stage}.ckpt" for stage in STAGES), "net_epoch1.pth", "net_epoch2.pth"]
+    for name in ("last.ckpt", "best.ckpt", *files):
         assert_same_state(checkpoints.load(first / name), checkpoints.load(second / name), name)
 
 
@@ -179,7 +179,7 @@ def stop_in(stage: str, step: int) -> Callable[[StageLoop, StepResult, float], N
 
 
 @pytest.mark.parametrize(
-    ("stage", "step"), [("detection", 4), ("prediction", 2), ("joint", 1), ("cooperation", 2)]
+    ("stage", "step"), [("detection", 4), ("prediction", 2), ("joint", 1), ("cooperation", 4)]
 )
 def test_stopped_inside_a_stage(
     stage: str,
@@ -204,21 +204,21 @@ def test_stopped_inside_a_stage(
 
 
 def evaluate_unfinished(folder: Path, stage: str, out: Path) -> None:
-    """Evaluate best weights (of a stage before, but in the first), last ones and an epoch's."""
+    """Evaluate the best weights (its own where it was validated), the last and an epoch's."""
+    own = len(checkpoints.epoch_files(folder)) == 1
     best = checkpoints.load(folder / "best.ckpt")["stage"]
-    assert STAGES.index(best) == max(STAGES.index(stage) - 1, 0)
+    assert STAGES.index(best) == STAGES.index(stage) - (not own)
     found = [evaluate_run(folder, device=CPU, out=out)]
     (folder / "best.ckpt").rename(out / "best.ckpt")
     found.append(evaluate_run(folder, device=CPU, out=out))
-    if stage == "detection":
+    if own:
         found.append(evaluate_run(folder, device=CPU, out=out, epoch=1))
     (out / "best.ckpt").rename(folder / "best.ckpt")
     objects = {results["detection"]["n_gt"] for results in found}
     assert objects == {12}  # four samples; one of their three is in the file of another agent alone
-    assert [results["message_bytes"] > 0 for results in found[:2]] == [
-        False,
-        stage == "cooperation",
-    ]
+    assert [results["message_bytes"] > 0 for results in found] == (
+        [stage == "cooperation"] * 3 if own else [False, False]
+    )
 
 
 class Killed(BaseException):
