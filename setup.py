@@ -49,6 +49,11 @@ EXTRAS = {
 
 # The hypes files live beside the package (a fixed top level) and travel inside it.
 PACKAGES = [*find_packages(include=["turbotrain_plugin", "turbotrain_plugin.*"])]
+HYPES = {
+    "turbotrain_plugin.hypes_yaml": "hypes_yaml",
+    "turbotrain_plugin.hypes_yaml._base": "hypes_yaml/_base",
+    "turbotrain_plugin.hypes_yaml.ablations": "hypes_yaml/ablations",
+}
 
 setup(
     name="turbotrain_plugin",
@@ -61,17 +66,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*PACKAGES, "turbotrain_plugin.hypes_yaml", "turbotrain_plugin.hypes_yaml._base"],
-    package_dir={
-        "turbotrain_plugin": "turbotrain_plugin",
-        "turbotrain_plugin.hypes_yaml": "hypes_yaml",
-        "turbotrain_plugin.hypes_yaml._base": "hypes_yaml/_base",
-    },
-    package_data={
-        "turbotrain_plugin": ["py.typed"],
-        "turbotrain_plugin.hypes_yaml": ["*.yaml"],
-        "turbotrain_plugin.hypes_yaml._base": ["*.yaml"],
-    },
+    packages=[*PACKAGES, *HYPES],
+    package_dir={"turbotrain_plugin": "turbotrain_plugin", **HYPES},
+    package_data={"turbotrain_plugin": ["py.typed"], **{name: ["*.yaml"] for name in HYPES}},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={

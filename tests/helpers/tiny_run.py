@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tests.helpers.made_scenes import junction_scene, write_root
-from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.config import RunConfig, find_hypes, load_hypes
 
 HYPES = """
 name: tiny
@@ -64,6 +65,30 @@ def write_hypes(folder: Path) -> Path:
     file = folder / "tiny.yaml"
     file.write_text(HYPES.format(root=root, logs=folder / "logs"), encoding="utf-8")
     return file
+
+
+def write_shipped(tiny: Path, name: str) -> Path:
+    """Lay what a shipped file adds to ``turbotrain_v2xpnp.yaml`` over the tiny run's file.
+
+    Args:
+        tiny: What ``write_hypes`` returned; the new file is written beside it.
+        name: Bare name of the shipped file.
+    """
+    bases: list[str] = [tiny.name]
+    for level, own in enumerate(_additions(find_hypes(name))):
+        bases.append(f"{level}_{name}")
+        (tiny.parent / bases[-1]).write_text(yaml.safe_dump(own), encoding="utf-8")
+    file = tiny.with_name(f"tiny_{name}")
+    file.write_text(yaml.safe_dump({"_base_": bases}), encoding="utf-8")
+    return file
+
+
+def _additions(file: Path) -> list[dict[str, Any]]:
+    """Return what the files between ``turbotrain_v2xpnp.yaml`` and ``file`` say, each alone."""
+    if file.name == "turbotrain_v2xpnp.yaml":
+        return []
+    own = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [*_additions(file.parent / own.pop("_base_")), own]
 
 
 def tiny_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:

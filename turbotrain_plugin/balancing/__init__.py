@@ -11,6 +11,7 @@ from turbotrain_plugin.balancing.cagrad import CAGrad
 from turbotrain_plugin.balancing.conflict_suppression import ConflictSuppression
 from turbotrain_plugin.balancing.dwa import DynamicWeightAverage
 from turbotrain_plugin.balancing.gradnorm import GradNorm
+from turbotrain_plugin.balancing.methods import method_named
 from turbotrain_plugin.balancing.moco import MoCo
 from turbotrain_plugin.balancing.none import PlainSum
 from turbotrain_plugin.balancing.optimizer import GradientBalancer
@@ -53,5 +54,6 @@ __all__ = [
     "TaskStep",
     "TorchJDWeighting",
     "UncertaintyWeighting",
+    "method_named",
     "schedule_warnings",
 ]

@@ -29,6 +29,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _augment(config)
     yield from _channels(config)
     yield from _training(config)
+    yield from _stages(config)
     yield from _balance_args(config)
     yield from _optimizers(config)
     yield from _schedules(config)
@@ -206,6 +207,27 @@ def _training(config: RunConfig) -> Iterator[str]:
         )
     elif block.balance.free_steps + block.balance.balance_steps == 0:
         yield "turbotrain.balance free_steps and balance_steps cannot both be 0."
+
+
+def _stages(config: RunConfig) -> Iterator[str]:
+    epoches = config.turbotrain.manual.epoches
+    if len(epoches) not in (0, 4) or min(epoches, default=1) < 1:
+        yield (
+            "turbotrain.manual.epoches must hold one number of at least 1 for each of the four "
+            f"stages, or nothing. Found {list(epoches)}."
+        )
+    pretrain, frames = config.turbotrain.pretrain, config.turbotrain.data.hist_frames
+    if not 0 <= pretrain.hist_frames <= frames:
+        yield (
+            f"turbotrain.pretrain.hist_frames must lie in [0, {frames}], turbotrain.data."
+            f"hist_frames. Found {pretrain.hist_frames}."
+        )
+    elif pretrain.hist_frames not in (0, frames) and pretrain.min_coverage == 1:
+        yield (
+            "turbotrain.pretrain.min_coverage must be below 1 where turbotrain.pretrain.hist_frames"
+            f" {pretrain.hist_frames} differs from turbotrain.data.hist_frames {frames}: temporal "
+            "fusion then cannot be carried over whole."
+        )
 
 
 def _balance_args(config: RunConfig) -> Iterator[str]:

@@ -29,8 +29,20 @@ def shipped_hypes_dir() -> Path:
     return beside if beside.is_dir() else _PACKAGE / "hypes_yaml"
 
 
+def shipped_hypes() -> dict[str, Path]:
+    """Return bare name -> path of the shipped hypes files, without the fragments.
+
+    Names are unique over the folder and those inside it, such as ``ablations``.
+    """
+    folder = shipped_hypes_dir()
+    paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("[!_]*/*.yaml"))]
+    return {path.name: path for path in paths}
+
+
 def find_hypes(name: str | Path) -> Path:
-    """Return the path of a hypes file given as a path or as the bare name of a shipped file.
+    """Return the path of a hypes file given as a path or as the name of a shipped file.
+
+    The name is bare, or leads with the file's folder (``ablations/balance_1000_500.yaml``).
 
     Raises:
         UserError: When it is neither, with the nearest shipped name.
@@ -38,12 +50,12 @@ def find_hypes(name: str | Path) -> Path:
     given = Path(name)
     if given.is_file():
         return given
-    shipped = shipped_hypes_dir() / given.name
-    if given.parent == Path() and shipped.is_file():
-        return shipped
-    names = sorted(path.name for path in shipped_hypes_dir().glob("*.yaml"))
-    nearest = difflib.get_close_matches(given.name, names, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Shipped files: {', '.join(names)}."
+    shipped = shipped_hypes()
+    found = shipped.get(given.name)
+    if found and given in (Path(found.name), found.relative_to(shipped_hypes_dir())):
+        return found
+    nearest = difflib.get_close_matches(given.name, list(shipped), n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else f" Shipped files: {', '.join(shipped)}."
     raise UserError(f"There is no hypes file {str(name)!r}.{hint}")
 
 

@@ -138,6 +138,11 @@ class PretrainConfig:
     loss_region: str = key(
         "any", "Cells masked in any, or in all agents that see them.", choices=("any", "all")
     )
+    hist_frames: int = key(
+        0,
+        "Past frames including the current one (0: turbotrain.data.hist_frames). With fewer, what "
+        "temporal fusion learns per frame starts afresh in fine-tuning.",
+    )
     agent_fusion: bool = key(True, "Reconstruct from the fused feature (else from the ego's).")
     min_coverage: float = key(1.0, "Share of each transferred module that must load.")
     transfer_neck: bool = key(
@@ -180,6 +185,26 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManualConfig:
+    """``turbotrain.manual``: the four stages of strategy ``manual``."""
+
+    epoches: tuple[int, ...] = key(
+        (),
+        "Epochs of the four stages ([]: train_params.epoches in each). Our choice.",
+        aliases=("epochs",),
+    )
+    freeze_head: bool = key(
+        True, "The second stage freezes the detection head beside the backbone. Our choice."
+    )
+    weighting: str = key(
+        "dwa",
+        "Dynamic loss weighting of the fourth stage, in every step (arguments: balance.args); the "
+        "paper names no method.",
+        choices=("dwa", "uncertainty", "none"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """``turbotrain.evaluation``; every value is written into the protocol beside the numbers."""
 
@@ -216,10 +241,17 @@ class TurboTrainConfig:
     strategy: str = key(
         "turbotrain",
         "Which stages run.",
-        choices=("turbotrain", "turbotrain_no_balance", "one_time"),
+        choices=(
+            "turbotrain",
+            "turbotrain_no_balance",
+            "one_time",
+            "one_time_single_agent",
+            "manual",
+        ),
     )
     pretrain: PretrainConfig = group(PretrainConfig, "Stage 1, masked reconstruction.")
     balance: BalanceConfig = group(BalanceConfig, "Stage 2, gradient balancing.")
+    manual: ManualConfig = group(ManualConfig, "The stages of strategy manual.")
     evaluation: EvaluationConfig = group(EvaluationConfig, "Metrics and their protocol.")
     logging: LoggingConfig = group(LoggingConfig, "Run folder.")
     accumulate: int = key(1, "Batches per optimiser step.")

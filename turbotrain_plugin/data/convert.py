@@ -48,7 +48,8 @@ def convert_roots(
 ) -> Conversion:
     """Write dataset folders in another format, as ``out/<split>/<scene>``.
 
-    Roadside units are left out, with a warning, where the target has none; maps go into V2XPnP-Seq and V2X-Real only.
+    Roadside units are left out, with a warning, where the target has none. Maps go into V2XPnP-Seq
+    and V2X-Real only.
 
     Args:
         roots: Roots or split folders.

@@ -133,6 +133,12 @@ def epoch_files(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def forget_epochs(folder: Path) -> None:
+    """Remove the ``net_epoch{N}.pth`` files, which a coming stage would count as its own."""
+    for path in epoch_files(folder).values():
+        path.unlink(missing_ok=True)
+
+
 def find_weights(folder: Path, epoch: int | None = None) -> Path:
     """Return the weights to evaluate: a given epoch, else the best, the last, the newest epoch.
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
 import torch
 
-from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
 from turbotrain_plugin.config import RunConfig, to_yaml
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
 from turbotrain_plugin.engine.assembly import (
@@ -22,9 +20,10 @@ from turbotrain_plugin.engine.assembly import (
     derive_seed,
     prepare_torch,
 )
-from turbotrain_plugin.engine.optim import build_optimizer
+from turbotrain_plugin.engine.freezing import freeze
+from turbotrain_plugin.engine.optim import build_balancer, check_methods
 from turbotrain_plugin.engine.records import LOG, emit
-from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of
+from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of, training_config
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner, optimiser_step
 
 PROBE: Final = "synthetic:probe"
@@ -54,6 +53,8 @@ def dry_run(config: RunConfig, device: torch.device) -> list[StepCost]:
     On the CPU a step is measured with one sample, whatever the batch size: a full batch of the
     paper's setting does not fit most machines without a GPU.
     """
+    stages = stages_of(config)
+    check_methods(stage.balance for stage in stages)
     prepare_torch(config)
     emit(to_yaml(config))
     # Windows with a full history are the dearest; they bound the memory.
@@ -62,19 +63,21 @@ def dry_run(config: RunConfig, device: torch.device) -> list[StepCost]:
     if any(root.startswith(SYNTHETIC) for root in config.root_dir):
         measured = replace(measured, root_dir=(PROBE,))
     costs: list[StepCost] = []
-    for stage in stages_of(config):
-        kinds = (False, True) if stage.balanced else (False,)
+    for stage in stages:
+        kinds = (False, True) if stage.balance is not None else (False,)
         costs.extend(_measure(measured, stage, device, balanced=kind) for kind in kinds)
     return costs
 
 
 def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced: bool) -> StepCost:
+    config = training_config(config, stage)
     purpose = "pretrain" if stage.kind == PRETRAIN else "train"
     dataset = build_dataset(config, "train", purpose)
     learner = _learner(config, stage, dataset)
+    learner.module.to(device).train()
+    freeze(learner.network, stage.frozen)
     if not balanced:
         _print_parameters(learner, stage)
-    learner.module.to(device).train()
     samples = stage.batch_size if device.type == "cuda" else 1
     LOG.info("measuring one %s step of %s ...", "balanced" if balanced else "free", stage.name)
     cost = one_step(config, stage, learner, dataset, samples=samples, balanced=balanced)
@@ -110,19 +113,10 @@ def one_step(
     device = next(learner.module.parameters()).device
     keys = [SampleKey(0, index % len(dataset)) for index in range(samples)]
     batch = next(iter(BatchLoader(dataset, [keys]))).to(device)
-    balance = config.turbotrain.balance
-    with warnings.catch_warnings():  # one step, so of one kind: no schedule to warn of
-        warnings.simplefilter("ignore", ScheduleWarning)
-        balancer = GradientBalancer(
-            build_optimizer(stage.optimizer, learner.module.parameters()),
-            method=balance.method if balanced else "none",
-            free_steps=0 if balanced else 1,
-            balance_steps=1 if balanced else 0,
-            shared=balance.shared or None,
-            named_parameters=list(learner.module.named_parameters()),
-            source=balance.source,
-            args=balance.args.of(balance.method) if balanced else None,
-        )
+    balance = None
+    if balanced and stage.balance is not None:
+        balance = replace(stage.balance, free_steps=0, balance_steps=1)
+    balancer = build_balancer(stage.optimizer, balance, learner.module)
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
     with PeakMemory(device) as memory:
         begin = time.perf_counter()
@@ -153,8 +147,9 @@ def _print_parameters(learner: Learner, stage: Stage) -> None:
     emit(f"\nstage {stage.name}: {total / 1e6:.3f} M parameters")
     for name, module in learner.network.named_children():
         count = sum(p.numel() for p in module.parameters())
+        frozen = "  frozen" if name in stage.frozen else ""
         if count:
-            emit(f"  {name:<20} {count / 1e6:8.3f} M")
+            emit(f"  {name:<20} {count / 1e6:8.3f} M{frozen}")
 
 
 class PeakMemory:

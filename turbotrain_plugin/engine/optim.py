@@ -1,15 +1,17 @@
-"""Optimisers, and learning rates as pure functions of the step (so that resuming is exact)."""
+"""Optimisers, balanced or not; learning rates as pure functions of the step (exact to resume)."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from turbotrain_plugin.config import OptimizerConfig, SchedulerConfig
+from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning, method_named
+from turbotrain_plugin.config import BalanceConfig, OptimizerConfig, SchedulerConfig
 
 
 def build_optimizer(
@@ -30,6 +32,49 @@ def build_optimizer(
     if keys.core_method == "AdamW":
         return torch.optim.AdamW(trainable, **arguments)
     return torch.optim.Adam(trainable, **arguments)
+
+
+def build_balancer(
+    keys: OptimizerConfig, balance: BalanceConfig | None, module: nn.Module
+) -> GradientBalancer:
+    """Return the configured optimiser over what is trained of ``module``, with its balancing.
+
+    What speaks against a schedule is not said here: it depends on the length of the stage.
+
+    Args:
+        keys: The optimiser.
+        balance: Method and schedule; None: every step is the plain sum of the losses.
+        module: Network and what else is trained.
+
+    Raises:
+        UserError: When the method is unknown or its arguments do not fit.
+    """
+    chosen = balance or BalanceConfig(method="none", free_steps=1, balance_steps=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)
+        return GradientBalancer(
+            build_optimizer(keys, module.parameters()),
+            method=chosen.method,
+            free_steps=chosen.free_steps,
+            balance_steps=chosen.balance_steps,
+            shared=chosen.shared or None,
+            named_parameters=list(module.named_parameters()),
+            source=chosen.source,
+            args=chosen.args.of(chosen.method),
+        )
+
+
+def check_methods(balances: Iterable[BalanceConfig | None]) -> None:
+    """Build the balance methods of a run once, so that a wrong one fails before any stage runs.
+
+    Raises:
+        UserError: When a method is unknown, its arguments do not fit or a package is missing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever builds the method for its stage says it again
+        for balance in balances:
+            if balance is not None:
+                method_named(balance.method, balance.args.of(balance.method))
 
 
 def learning_rate(keys: SchedulerConfig, base_lr: float, epoch: float, epochs: int) -> float:

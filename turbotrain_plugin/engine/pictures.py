@@ -14,7 +14,7 @@ from turbotrain_plugin.data import BatchLoader, CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, derive_seed
 from turbotrain_plugin.engine.records import LOG, METRICS
-from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of
+from turbotrain_plugin.engine.stages import PRETRAIN, Stage, network_config, stages_of
 from turbotrain_plugin.engine.validation import Evaluated, raw_key
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.pretraining import MaskedPretrainer
@@ -103,6 +103,7 @@ def _reconstruction(
     config: RunConfig, stage: Stage, weights: Path, which: tuple[str, int], vis: Path
 ) -> Path:
     """Draw what the pretrained network makes of a sample: (split, index) of what was evaluated."""
+    config = network_config(config, stage)
     split, index = which
     dataset = build_dataset(config, split, "pretrain")
     dataset_grid = dataset.grid

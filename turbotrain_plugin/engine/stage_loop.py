@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any, Final
 
 import torch
 
-from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import derive_seed
+from turbotrain_plugin.engine.freezing import freeze
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
-from turbotrain_plugin.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
 from turbotrain_plugin.engine.records import (
     LOG,
     Board,
@@ -97,19 +96,8 @@ class StageLoop:
         self._validation_set = validation_set
         self._context = context
         self._block = context.config.turbotrain
-        keys = self._block.balance
-        with warnings.catch_warnings():  # the trainer says the same, knowing the stage's length
-            warnings.simplefilter("ignore", ScheduleWarning)
-            self.balancer = GradientBalancer(
-                build_optimizer(stage.optimizer, learner.module.parameters()),
-                method=keys.method if stage.balanced else "none",
-                free_steps=keys.free_steps if stage.balanced else 1,
-                balance_steps=keys.balance_steps if stage.balanced else 0,
-                shared=keys.shared or None,
-                named_parameters=list(learner.module.named_parameters()),
-                source=keys.source,
-                args=keys.args.of(keys.method) if stage.balanced else None,
-            )
+        freeze(learner.network, stage.frozen)  # the optimiser holds what is trained, nothing else
+        self.balancer = build_balancer(stage.optimizer, stage.balance, learner.module)
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self.position = Position()
@@ -148,6 +136,7 @@ class StageLoop:
             UserError: When steps stay non-finite.
         """
         self.learner.module.to(self._context.device).train()
+        freeze(self.learner.network, self.stage.frozen)
         with Progress(self.stage.name, self.total_steps, self.position.stage_step) as progress:
             while self.position.epoch < self.stage.epoches and not self._out_of_patience():
                 self._epoch(progress)

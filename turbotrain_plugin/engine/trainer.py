@@ -13,9 +13,17 @@ from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
+from turbotrain_plugin.engine.optim import check_methods
 from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
 from turbotrain_plugin.engine.stage_loop import Position, RunContext, StageLoop
-from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage, stages_of
+from turbotrain_plugin.engine.stages import (
+    FINETUNE,
+    PRETRAIN,
+    Stage,
+    network_config,
+    stages_of,
+    training_config,
+)
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.pretraining import transfer_weights
@@ -40,6 +48,7 @@ class Trainer:
             Interrupted: When asked to stop; the state is saved.
             UserError: On anything the user can mend.
         """
+        check_methods(stage.balance for stage in self.stages)
         prepare_torch(self._config)
         state = checkpoints.load_run_state(self._folder / checkpoints.LAST) if resume else None
         start = Position(**state["position"]) if state else Position()
@@ -77,11 +86,13 @@ class Trainer:
     def _stage(self, index: int, context: RunContext, state: checkpoints.State | None) -> StageLoop:
         stage = self.stages[index]
         purpose = "pretrain" if stage.kind == PRETRAIN else "train"
-        train_set = build_dataset(self._config, "train", purpose)
+        train_set = build_dataset(training_config(self._config, stage), "train", purpose)
         validation_set = self._validation_set(stage)
-        network = build_network(self._config, train_set)
-        if state is None and stage.starts_from is not None:
-            self._transfer(stage.starts_from, network)
+        network = build_network(network_config(self._config, stage), train_set)
+        if state is None:
+            if index > 0 and self.stages[index - 1].kind == FINETUNE:
+                checkpoints.forget_epochs(self._folder)
+            self._transfer(stage, network)
         learner = self._learner(stage, network, train_set)
         learner.module.to(self._device)
         loop = StageLoop(stage, learner, train_set, validation_set, context)
@@ -98,7 +109,7 @@ class Trainer:
     def _validation_set(self, stage: Stage) -> CooperativeDataset | None:
         if stage.kind != FINETUNE or not self._config.train_params.eval_freq:
             return None
-        return build_dataset(self._config, "validate", "evaluate")
+        return build_dataset(network_config(self._config, stage), "validate", "evaluate")
 
     def _learner(
         self, stage: Stage, network: CooperativeNetwork, dataset: CooperativeDataset
@@ -107,15 +118,16 @@ class Trainer:
             return PretrainLearner(network, dataset.grid, self._config.turbotrain.pretrain)
         return FinetuneLearner(network, self._config.loss.args)
 
-    def _transfer(self, source: str, network: CooperativeNetwork) -> None:
-        weights = checkpoints.model_weights(
-            checkpoints.load(checkpoints.stage_weights(self._folder, source))
-        )
+    def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
+        if stage.starts_from is None:
+            return
+        source = checkpoints.stage_weights(self._folder, stage.starts_from)
+        modules = {name: getattr(network, name) for name in stage.carries}
         report = transfer_weights(
-            weights,
+            checkpoints.model_weights(checkpoints.load(source)),
             network,
             min_coverage=self._config.turbotrain.pretrain.min_coverage,
-            not_pretrained=_not_pretrained(self._config),
+            modules={name: module for name, module in modules.items() if module is not None},
         )
         LOG.info("%s", report.table())
 
@@ -131,8 +143,8 @@ class Trainer:
             stage.batch_size,
             parameters / 1e6,
         )
-        if stage.balanced:
-            keys = self._config.turbotrain.balance
+        keys = self._config.turbotrain.balance
+        if stage.balance == keys:  # and not a strategy's own, which wants every step
             for warning in schedule_warnings(keys.free_steps, keys.balance_steps, loop.total_steps):
                 LOG.warning("%s", warning)
 
@@ -144,20 +156,3 @@ class Trainer:
             "learner": loop.learner.module.state_dict(),
         }
         checkpoints.save(checkpoints.stage_weights(self._folder, loop.stage.name), state)
-
-
-def _not_pretrained(config: RunConfig) -> tuple[str, ...]:
-    """Return the shared modules that start afresh after pretraining.
-
-    The compressor has seen nothing, agent fusion only where it was on. A neck behind fusion stands
-    where the decoders do: it is what turns the fused map into the answer, and starting the tasks
-    from its answer to another question costs them more than it gives (docs/tour.md).
-    """
-    keys = config.turbotrain.pretrain
-    left = ["compressor"]
-    if not keys.agent_fusion:
-        left.append("fusion")
-    if config.model.args.neck.position == "post_fusion":
-        trained = keys.agent_fusion and keys.transfer_neck
-        left += [] if trained else ["neck"]
-    return tuple(left)

@@ -47,7 +47,7 @@ def evaluate_network(
     draw: int = 0,
     on_sample: Callable[[], None] | None = None,
 ) -> Evaluated:
-    """Evaluate a network; it is in eval mode during the pass and as before afterwards.
+    """Evaluate a network; it is in eval mode during the pass, each module as before afterwards.
 
     Args:
         network: On its device.
@@ -65,7 +65,7 @@ def evaluate_network(
     evaluator = Evaluator(config, range_m=evaluation_range)
     message_bytes = 0
     drawn: dict[int, DetectedObjects] = {}
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]  # frozen ones differ
     network.eval()
     loader = BatchLoader(dataset, [[raw_key(index)] for index in indices])
     with torch.no_grad():
@@ -84,7 +84,8 @@ def evaluate_network(
                 drawn[index] = detections[0]
             if on_sample is not None:
                 on_sample()
-    network.train(was_training)
+    for module, was_training in modes:
+        module.training = was_training
     return Evaluated(evaluator.compute(), message_bytes, drawn)
 
 

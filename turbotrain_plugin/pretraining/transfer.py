@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbotrain_plugin.structures import UserError
 
@@ -92,6 +92,7 @@ def transfer_weights(
     *,
     min_coverage: float,
     not_pretrained: Collection[str] = _NOT_PRETRAINED,
+    modules: Mapping[str, nn.Module] | None = None,
 ) -> TransferReport:
     """Copy encoder (neck included), temporal fusion and agent fusion; BatchNorm statistics too.
 
@@ -104,20 +105,20 @@ def transfer_weights(
         target_network: Receives the weights in place.
         min_coverage: Least share of every module's values that must be found in the same shape.
         not_pretrained: Names of shared modules to leave at their initialisation.
+        modules: Modules of ``target_network`` to fill in place of its shared ones, by the names
+            that the report gives them.
 
     Raises:
         UserError: When a module is covered by less, naming it and its first keys at fault.
     """
     source = _unwrapped(source_state)
     names = {id(module): name for name, module in target_network.named_modules()}
-    shared = {
-        name: module
-        for name, module in target_network.shared_modules().items()
-        if name not in not_pretrained
-    }
+    if modules is None:
+        shared = target_network.shared_modules()
+        modules = {name: shared[name] for name in shared if name not in not_pretrained}
     transfers = tuple(
         _compare(name, names[id(module)], module.state_dict(), source)
-        for name, module in shared.items()
+        for name, module in modules.items()
     )
     for transfer in transfers:
         _demand(transfer, min_coverage)

@@ -13,12 +13,13 @@ from turbotrain_plugin.config import (
     explain,
     find_hypes,
     load_hypes,
+    shipped_hypes,
     shipped_hypes_dir,
     to_yaml,
 )
 from turbotrain_plugin.errors import UserError
 
-SHIPPED = sorted(path.name for path in shipped_hypes_dir().glob("*.yaml"))
+SHIPPED = sorted(shipped_hypes())
 
 
 def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
@@ -43,6 +44,55 @@ def test_hypes_of_other_fusions_differ_in_nothing_but_fusion(method: str) -> Non
     expected: dict[str, object] = {f"model.args.fusion.{key}": own[key] for key in own}
     expected["model.args.fusion.core_method"] = method
     assert changed == {"name": f"turbotrain_{method}", **expected}
+
+
+NO_BALANCE: dict[str, object] = {"turbotrain.strategy": "turbotrain_no_balance"}
+DIFFERENCES: dict[str, dict[str, object]] = {
+    "one_time_v2xpnp": {"turbotrain.strategy": "one_time"},
+    "one_time_v2xpnp_single_frame": {
+        "turbotrain.strategy": "one_time",
+        "model.args.prediction": False,
+        "model.args.map.enabled": False,
+        "turbotrain.data.hist_frames": 1,
+    },
+    "one_time_v2xpnp_single_agent": {"turbotrain.strategy": "one_time_single_agent"},
+    "manual_v2xpnp": {"turbotrain.strategy": "manual"},
+    "turbotrain_v2xpnp_no_balance": NO_BALANCE,
+    "pretrain_without_agent_fusion": NO_BALANCE | {"turbotrain.pretrain.agent_fusion": False},
+    "pretrain_points_only": NO_BALANCE | {"turbotrain.pretrain.occ.weight": 0.0},
+    "pretrain_occupancy_only": NO_BALANCE | {"turbotrain.pretrain.points.weight": 0.0},
+    "pretrain_half_history": NO_BALANCE
+    | {"turbotrain.pretrain.hist_frames": 3, "turbotrain.pretrain.min_coverage": 0.95},
+    "pretrain_mask_70": NO_BALANCE,
+    "pretrain_mask_80": NO_BALANCE | {"turbotrain.pretrain.mask.ratio": 0.8},
+    "pretrain_mask_90": NO_BALANCE | {"turbotrain.pretrain.mask.ratio": 0.9},
+    "balance_1000_500": {
+        "turbotrain.balance.free_steps": 1000,
+        "turbotrain.balance.balance_steps": 500,
+    },
+    "balance_2000_1000": {},
+    "balance_3000_1500": {
+        "turbotrain.balance.free_steps": 3000,
+        "turbotrain.balance.balance_steps": 1500,
+    },
+    "balance_every_step": {
+        "turbotrain.balance.free_steps": 0,
+        "turbotrain.balance.balance_steps": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_strategies_and_ablations_differ_in_nothing_but_what_they_are_about(name: str) -> None:
+    other, base = load_hypes(f"{name}.yaml"), load_hypes("turbotrain_v2xpnp.yaml")
+    changed = {key: value for key, value, _ in difference(other, base)}
+    assert changed == {"name": name, **DIFFERENCES[name]}
+
+
+def test_every_ablation_is_held_to_what_it_is_about() -> None:
+    ablations = {path.stem for path in (shipped_hypes_dir() / "ablations").glob("*.yaml")}
+    assert ablations
+    assert ablations <= set(DIFFERENCES)
 
 
 def test_paper_values() -> None:
@@ -136,6 +186,12 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
             "must be one of 'map', 'zero'",
         ),
         ("model.args.fusion={core_method: v2vnet, rounds: 0}", "rounds must be at least 1"),
+        ("turbotrain.manual.epoches=[1, 2, 3]", r"each of the four stages.*Found \[1, 2, 3\]"),
+        ("turbotrain.manual.epoches=[1, 2, 3, 0]", r"at least 1 for each of the four"),
+        ("turbotrain.manual.weighting=pcgrad", "must be one of 'dwa', 'uncertainty', 'none'"),
+        ("turbotrain.pretrain.hist_frames=6", r"hist_frames must lie in \[0, 5\]"),
+        ("turbotrain.pretrain.hist_frames=-1", r"hist_frames must lie in \[0, 5\]"),
+        ("turbotrain.pretrain.hist_frames=3", "min_coverage must be below 1"),
         ("seed=-1", "seed must not be negative"),
         ("data_augment=[{NAME: random_world_flip, ALONG_AXIS_LIST: [z]}]", r"x and y only.*'z'"),
         ("data_augment=[{WORLD_ROT_ANGLE: [1, 0]}]", r"data_augment\[0\]\.WORLD_ROT_ANGLE must be"),
@@ -208,6 +264,15 @@ def test_error_inside_a_fragment_names_the_fragment(tmp_path: Path) -> None:
 def test_finding_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert find_hypes("turbotrain_v2xpnp.yaml").parent == shipped_hypes_dir()
+    ablation = shipped_hypes_dir() / "ablations" / "balance_1000_500.yaml"
+    assert find_hypes("balance_1000_500.yaml") == ablation
+    assert find_hypes("ablations/balance_1000_500.yaml") == ablation
+    with pytest.raises(UserError, match=r"no hypes file 'ablations/turbotrain_v2xpnp\.yaml'"):
+        find_hypes("ablations/turbotrain_v2xpnp.yaml")
+    with pytest.raises(UserError, match=r"Did you mean 'balance_1000_500\.yaml'"):
+        find_hypes("balance_1000_50.yaml")
+    with pytest.raises(UserError, match="no hypes file"):
+        find_hypes("turbotrain_paper.yaml")  # a fragment is no file to train
     own = write(tmp_path, "seed: 9", "turbotrain_v2xpnp.yaml")
     assert find_hypes("turbotrain_v2xpnp.yaml").resolve() == own
     with pytest.raises(UserError, match=r"Did you mean 'turbotrain_v2xpnp\.yaml'"):
@@ -252,3 +317,13 @@ def test_of_a_key_and_its_alias_the_later_file_rules(tmp_path: Path) -> None:
 def test_what_yaml_itself_chokes_on(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.yaml: not valid YAML"):
         load_hypes(write(tmp_path, text))
+
+
+def test_every_folder_of_hypes_is_shipped_and_no_name_comes_twice() -> None:
+    folder = shipped_hypes_dir()
+    setup = (folder.parent / "setup.py").read_text(encoding="utf-8")
+    files = list(folder.rglob("*.yaml"))
+    for parent in {file.parent for file in files}:
+        assert f'"{parent.relative_to(folder.parent).as_posix()}"' in setup, parent
+    named = [file for file in files if not file.parent.name.startswith("_")]
+    assert set(shipped_hypes().values()) == set(named)

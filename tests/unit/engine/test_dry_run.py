@@ -41,6 +41,25 @@ def test_every_stage_is_measured_and_nothing_is_written(
     assert not (tmp_path / "logs").exists()
 
 
+def test_frozen_modules_and_stages_of_one_agent_are_measured_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tmp_path, ["turbotrain.strategy=manual"])
+    costs = dry_run(config, CPU)
+    assert [cost.taken for cost in costs] == [True] * 5  # the fourth also balanced
+    out = capsys.readouterr().out
+    parts = out[out.index("\nstage detection: ") :].split("\nstage ")[1:]
+    assert [part.split(":")[0] for part in parts] == [
+        "detection",
+        "prediction",
+        "joint",
+        "cooperation",
+    ]
+    assert ["  frozen" in part for part in parts] == [False, True, False, False]
+    assert ["\n  fusion " in part for part in parts] == [False, False, False, True]
+    assert ["\n  prediction " in part for part in parts] == [False, True, True, True]
+
+
 def test_peak_memory_sees_a_peak() -> None:
     with PeakMemory(CPU) as none:
         pass

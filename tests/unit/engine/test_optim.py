@@ -8,8 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from turbotrain_plugin.config import OptimizerConfig, SchedulerConfig
-from turbotrain_plugin.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from turbotrain_plugin.balancing import ScheduleWarning
+from turbotrain_plugin.config import (
+    BalanceArgs,
+    BalanceConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+)
+from turbotrain_plugin.config.balancing import TorchJDArgs
+from turbotrain_plugin.engine.optim import (
+    build_balancer,
+    build_optimizer,
+    check_methods,
+    learning_rate,
+    set_learning_rate,
+)
+from turbotrain_plugin.errors import UserError
 
 
 def test_cosine_agrees_with_torch() -> None:
@@ -70,3 +84,36 @@ def test_optimisers(name: str) -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 1e-4
     set_learning_rate(optimizer, 0.7)
     assert optimizer.param_groups[0]["lr"] == 0.7
+
+
+def test_a_stage_without_balancing_is_the_plain_sum() -> None:
+    balancer = build_balancer(OptimizerConfig(lr=0.3), None, nn.Linear(2, 1))
+    assert not any(balancer.schedule.is_balanced(step) for step in range(9))
+    assert balancer.param_groups[0]["lr"] == 0.3
+
+
+@pytest.mark.filterwarnings(f"error::{ScheduleWarning.__module__}.{ScheduleWarning.__name__}")
+def test_a_balanced_stage_has_its_method_schedule_and_trained_parameters() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    keys = BalanceConfig(method="dwa", free_steps=0, balance_steps=1)
+    balancer = build_balancer(OptimizerConfig(), keys, module)
+    assert type(balancer.method).__name__ == "DynamicWeightAverage"
+    assert balancer.schedule.is_balanced(0)
+    assert balancer.param_groups[0]["params"] == list(module[1].parameters())
+
+
+@pytest.mark.parametrize("name", ["nope", "torchjd:Nope"])
+def test_wrong_methods_are_found_among_right_ones(name: str) -> None:
+    with pytest.raises(UserError):
+        check_methods([None, BalanceConfig(), BalanceConfig(method=name)])
+
+
+def test_wrong_arguments_are_found() -> None:
+    """Those of another method are none of its own."""
+    pytest.importorskip("torchjd")
+    args = BalanceArgs(torchjd=TorchJDArgs(momentum=0.5))
+    keys = BalanceConfig(method="torchjd:MGDA", args=args)
+    with pytest.raises(UserError, match="momentum"):
+        check_methods([keys])
+    check_methods([BalanceConfig(method="torchjd:MGDA"), None])

@@ -1,4 +1,4 @@
-"""What the stages of a strategy hand to one another."""
+"""What a trainer refuses before it has built anything, and what it warns of."""
 
 from __future__ import annotations
 
@@ -9,38 +9,68 @@ import pytest
 import torch
 
 from tests.helpers.tiny_run import tiny_config
-from turbotrain_plugin.engine.records import make_run_folder
+from turbotrain_plugin.config import load_hypes
+from turbotrain_plugin.engine import dry_run as dry_run_module
+from turbotrain_plugin.engine import trainer as trainer_module
+from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.trainer import Trainer
+from turbotrain_plugin.errors import UserError
 
-SHORT = ["turbotrain.pretrain.epoches=1", "train_params.epoches=1"]
+
+class Built(Exception):  # noqa: N818 - a mark, not an error
+    """A data set was asked for."""
 
 
-@pytest.mark.parametrize(
-    ("overrides", "fresh"),
-    [
-        ([], "neck, map_fusion, detection, prediction"),
-        (["turbotrain.pretrain.transfer_neck=true"], "map_fusion, detection, prediction"),
-        (
-            ["turbotrain.pretrain.agent_fusion=false"],
-            "neck, fusion, map_fusion, detection, prediction",
-        ),
-        (
-            # Without agent fusion nothing behind it was trained, whatever the key says.
-            ["turbotrain.pretrain={agent_fusion: false, transfer_neck: true, epoches: 1}"],
-            "neck, fusion, map_fusion, detection, prediction",
-        ),
-        (
-            ["model.args.neck.position=pre_temporal"],
-            "map_fusion, detection, prediction",
-        ),
-    ],
-)
-def test_modules_that_start_afresh_after_pretraining(
-    overrides: list[str], fresh: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def _nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(*_: object) -> None:
+        raise Built
+
+    for module in (trainer_module, dry_run_module):
+        monkeypatch.setattr(module, "build_dataset", built)
+
+
+def start(folder: Path, *overrides: str) -> None:
+    config = load_hypes("turbotrain_v2xpnp_tiny.yaml", overrides)
+    Trainer(config, folder, torch.device("cpu")).run(resume=False)
+
+
+@pytest.mark.usefixtures("_nothing_is_built")
+def test_a_wrong_balance_method_fails_before_the_first_stage(tmp_path: Path) -> None:
+    """Not after hours of pretraining, which knows nothing of it."""
+    with pytest.raises(UserError, match=r"(?i)torchjd"):
+        start(tmp_path, "turbotrain.balance.method=torchjd:Nope")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_nothing_is_built")
+def test_a_dry_run_finds_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    keys = ["turbotrain.balance.method=torchjd:Nope"]
+    with pytest.raises(UserError, match=r"(?i)torchjd"):
+        dry_run(load_hypes("turbotrain_v2xpnp_tiny.yaml", keys), torch.device("cpu"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("_nothing_is_built")
+def test_a_method_of_a_stage_that_does_not_run_is_not_asked_for(tmp_path: Path) -> None:
+    keys = ["turbotrain.balance.method=torchjd:Nope", "turbotrain.strategy=turbotrain_no_balance"]
+    with pytest.raises(Built):
+        start(tmp_path, *keys)
+
+
+@pytest.mark.parametrize(("strategy", "warned"), [("turbotrain", True), ("manual", False)])
+def test_balancing_every_step_is_warned_of_where_the_file_asks_for_it(
+    strategy: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A neck behind fusion stands where the decoders do; one before it belongs to the encoder."""
-    config = tiny_config(tmp_path, [*SHORT, *overrides])
-    with caplog.at_level(logging.INFO, "turbotrain_plugin"):
-        Trainer(config, make_run_folder(config), torch.device("cpu")).run(resume=False)
-    (report,) = (text for text in caplog.messages if "left at initialisation" in text)
-    assert report.splitlines()[-1] == f"left at initialisation: {fresh}"
+    """Weighing losses in every step is what the manual pipeline's fourth stage is."""
+    keys = [
+        f"turbotrain.strategy={strategy}",
+        "turbotrain.balance={free_steps: 0, balance_steps: 1}",
+        "turbotrain.data.sample_stride=8",
+        "turbotrain.pretrain.epoches=1",
+        "train_params={epoches: 1, eval_freq: 0}",
+    ]
+    logging.getLogger("turbotrain_plugin").propagate = True
+    with caplog.at_level(logging.WARNING, logger="turbotrain_plugin"):
+        Trainer(tiny_config(tmp_path, keys), tmp_path, torch.device("cpu")).run(resume=False)
+    assert ("EVERY step is balanced" in caplog.text) == warned

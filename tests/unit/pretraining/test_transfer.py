@@ -115,6 +115,18 @@ def test_modules_that_were_not_pretrained_can_be_named() -> None:
     assert "fusion" in report.left_at_initialisation
 
 
+def test_the_modules_to_fill_can_be_given() -> None:
+    """Task heads too, which pretraining never hands on."""
+    target, source = _network(0), _network(1)
+    before = copy.deepcopy(target)
+    chosen = {"encoder": target.encoder, "head": target.detection}
+    report = transfer_weights(source.state_dict(), target, min_coverage=1.0, modules=chosen)
+    for name, module in target.named_children():
+        origin = source if name in ("encoder", "detection") else before
+        assert _same(module, origin.get_submodule(name)), name
+    assert tuple(module.name for module in report.modules) == ("encoder", "head")
+
+
 def test_a_fusion_without_weights_is_covered() -> None:
     args = replace(_ARGS, fusion=FusionConfig(core_method="fcooper"))
     report = transfer_weights(_source(args=args), _network(0, args), min_coverage=1.0)
