@@ -121,6 +121,7 @@ def one_step(
             shared=balance.shared or None,
             named_parameters=list(learner.module.named_parameters()),
             source=balance.source,
+            cut=balance.cut,
             args=balance.args.of(balance.method) if balanced else None,
         )
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))

@@ -28,7 +28,13 @@ from turbotrain_plugin.engine.records import (
     mean,
 )
 from turbotrain_plugin.engine.stages import FINETUNE, Stage
-from turbotrain_plugin.engine.steps import Learner, StepResult, optimiser_step, refuse_endless
+from turbotrain_plugin.engine.steps import (
+    Learner,
+    StepResult,
+    optimiser_step,
+    refuse_endless,
+    schedule_of,
+)
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.structures import Batch
 
@@ -108,6 +114,7 @@ class StageLoop:
                 shared=keys.shared or None,
                 named_parameters=list(learner.module.named_parameters()),
                 source=keys.source,
+                cut=keys.cut,
                 args=keys.args.of(keys.method) if stage.balanced else None,
             )
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
@@ -115,6 +122,7 @@ class StageLoop:
         self.position = Position()
         self._generator = torch.Generator(device=context.device)
         self.batches_per_epoch: Final = len(self._loader(0, 0))
+        self.balancer.schedule = schedule_of(keys, self.total_steps)
 
     # ------------------------------------------------------------------------------------- extent
 
