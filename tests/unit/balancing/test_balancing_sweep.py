@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from turbotrain_plugin.balancing import GradientBalancer, sweep
 from turbotrain_plugin.balancing.gradients import Gradients, exact_gradients
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
+from turbotrain_plugin.balancing.selfcheck import SumCheck
 from turbotrain_plugin.balancing.sweep import _Sweep, low_memory_gradients
 from turbotrain_plugin.structures import UserError
 
@@ -290,6 +291,31 @@ def test_little_is_kept_while_the_sweep_goes_on() -> None:
     """At the far end of the graph one pass a task still holds everything, the sweep does not."""
     assert still_saved_at_the_end(exact_gradients, 20) > 40
     assert still_saved_at_the_end(low_memory_gradients, 20) < 10
+
+
+@needs_edges
+def test_the_self_check_keeps_little_as_well() -> None:
+    def checked(losses: Losses, leaves: Leaves) -> Gradients:
+        check = SumCheck()
+        found = low_memory_gradients(losses, leaves, check)
+        assert check.conclusive
+        return found
+
+    assert still_saved_at_the_end(checked, 20) < 10
+
+
+@needs_edges
+def test_gradients_that_are_rounding_alone_say_nothing() -> None:
+    """What is added before a BatchNorm has no gradient, but for rounding."""
+    torch.manual_seed(0)
+    shift, norm, heads = nn.Parameter(torch.randn(6)), nn.BatchNorm1d(6), nn.Linear(6, 2)
+    z = norm(torch.randn(64, 6) + shift).tanh()
+    first, second = heads(z).unbind(dim=1)
+    losses = {"a": first.square().mean(), "b": (second * z[:, 0]).mean()}
+    check = SumCheck()
+    found = low_memory_gradients(losses, leaves_of_tasks(losses), check)
+    assert check.conclusive
+    assert all(float(gradients[shift].norm()) < 1e-6 for gradients in found.values())
 
 
 def test_a_torch_that_cannot_is_named(
