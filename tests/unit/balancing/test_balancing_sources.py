@@ -44,6 +44,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.pyramid = pyramid
+        self.low = torch.empty(0)
         self.encoder = nn.ModuleDict({"low": nn.Linear(6, 8), "high": nn.Linear(8, 8)})
         self.trunk = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
         self.detection_head = nn.Linear(8, 3)
@@ -53,11 +54,14 @@ class Net(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         counted: Tensor = Count.apply(torch.tanh(self.encoder["low"](x)))  # type: ignore[no-untyped-call]
         high = torch.tanh(self.encoder["high"](counted))
-        return high + counted if self.pyramid else high
+        self.low = counted
+        return high
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         encoded = self.encode(x)
         z = self.trunk(encoded)
+        if self.pyramid:
+            z = z + self.trunk[2](self.low)
         return {
             "detection": (self.detection_head(z) - 1.0).square().mean() + 2.0 * z.mean(),
             "prediction": (self.prediction_head(z) + z[:, :2]).abs().mean() - 2.0 * z.mean(),

@@ -268,13 +268,16 @@ def test_copies_are_independent(
 # ---------------------------------------------------------------------------------- mixed precision
 
 
-@pytest.mark.parametrize("free_steps", [0, 9])
+@pytest.mark.parametrize(
+    ("free_steps", "source"), [(9, "exact"), (0, "exact"), (0, "exact_low_memory"), (0, "feature")]
+)
 def test_the_scale_of_a_scaler_changes_nothing(
-    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor, free_steps: int
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor, free_steps: int, source: str
 ) -> None:
     model, other = make_model(dtype=torch.float32), make_model(dtype=torch.float32)
     scaled = make_balancer(model, free_steps=free_steps)
     unscaled = make_balancer(other, free_steps=free_steps)
+    scaled.source = unscaled.source = source
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     x = inputs.float()
     for _ in range(3):
