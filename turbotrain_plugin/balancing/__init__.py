@@ -17,7 +17,14 @@ from turbotrain_plugin.balancing.none import PlainSum
 from turbotrain_plugin.balancing.optimizer import GradientBalancer
 from turbotrain_plugin.balancing.pcgrad import PCGrad
 from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow
-from turbotrain_plugin.balancing.schedule import HybridSchedule, ScheduleWarning, schedule_warnings
+from turbotrain_plugin.balancing.schedule import (
+    HybridSchedule,
+    Schedule,
+    ScheduleWarning,
+    WarmupSchedule,
+    schedule_named,
+    schedule_warnings,
+)
 from turbotrain_plugin.balancing.torchjd_weighting import TorchJDWeighting
 from turbotrain_plugin.balancing.uncertainty import UncertaintyWeighting
 
@@ -49,11 +56,14 @@ __all__ = [
     "MoCo",
     "PCGrad",
     "PlainSum",
+    "Schedule",
     "ScheduleWarning",
     "StepBalancer",
     "TaskStep",
     "TorchJDWeighting",
     "UncertaintyWeighting",
+    "WarmupSchedule",
     "method_named",
+    "schedule_named",
     "schedule_warnings",
 ]

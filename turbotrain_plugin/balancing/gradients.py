@@ -7,34 +7,33 @@ come from a method (``base.py``) that sees the Gramian alone.
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from turbotrain_plugin.balancing.graph import Leaves
-from turbotrain_plugin.structures import UserError
 
 __all__ = [
     "Gradients",
     "TaskGradients",
-    "check_sum",
     "exact_gradients",
+    "inner_products",
+    "like",
     "non_finite",
     "present",
     "sum_losses",
+    "weighted_sum",
+    "wide",
 ]
 
 _Key = TypeVar("_Key")
 
 Gradients = dict[str, dict[Tensor, Tensor]]
 """Task -> leaf -> gradient; leaves without a gradient are missing."""
-
-SELF_CHECK_TOLERANCE: Final = 0.05
-"""Relative; far above the rounding of bfloat16, far below a gradient that is simply wrong."""
 
 
 def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
@@ -77,6 +76,8 @@ class TaskGradients:
 
     def __init__(self) -> None:
         self._sums: Gradients = {}
+        self._combined: dict[Tensor, Tensor] = {}
+        self._products: dict[tuple[str, str], float] = {}
         self._before: dict[Tensor, Tensor | None] = {}
         self._written: dict[Tensor, tuple[Tensor, int]] = {}
 
@@ -87,7 +88,8 @@ class TaskGradients:
 
     def clear(self) -> None:
         """Forget everything; ``leaf.grad`` is left as it is."""
-        self._sums, self._before, self._written = {}, {}, {}
+        self._sums, self._combined, self._products = {}, {}, {}
+        self._before, self._written = {}, {}
 
     def add(self, gradients: Gradients) -> None:
         """Add the gradients of one micro-batch.
@@ -104,6 +106,13 @@ class TaskGradients:
                 self._before.setdefault(leaf, leaf.grad)
                 # Out of place: autograd may return one tensor for two leaves.
                 sums[leaf] = sums[leaf] + value if leaf in sums else value
+
+    def add_combined(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Add gradients in which the tasks are weighed already; call :meth:`add` before it."""
+        for leaf, value in gradients.items():
+            self._before.setdefault(leaf, leaf.grad)
+            old = self._combined.get(leaf)
+            self._combined[leaf] = value if old is None else old + value
 
     def _touched(self) -> bool:
         """Return whether a ``.grad`` is no longer what :meth:`write` left."""
@@ -124,21 +133,26 @@ class TaskGradients:
         Args:
             leaves: The shared parameters; a task without a gradient there counts as zero.
         """
-        tasks = list(self._sums.values())
-        blocks: dict[torch.device, Tensor] = {}
-        for leaf in leaves:
-            rows = [sums[leaf] if leaf in sums else torch.zeros_like(leaf) for sums in tasks]
-            block = _products(rows)
-            old = blocks.get(block.device)
-            blocks[block.device] = block if old is None else old + block
-        total = torch.zeros(len(tasks), len(tasks), dtype=torch.float64)
-        for block in blocks.values():
-            total += block.to("cpu", torch.float64)
-        return total
+        return inner_products(list(self._sums.values()), leaves)
+
+    def add_products(self, tasks: Sequence[str], products: Tensor) -> None:
+        """Add (K, K) inner products of one micro-batch, of tasks that :meth:`add` has seen."""
+        for i, j in itertools.product(range(len(tasks)), repeat=2):
+            pair = tasks[i], tasks[j]
+            self._products[pair] = self._products.get(pair, 0.0) + float(products[i, j])
+
+    def products(self) -> Tensor:
+        """Return (K, K) float64: the sum of what :meth:`add_products` brought."""
+        rows = [
+            [self._products.get((one, other), 0.0) for other in self.tasks] for one in self.tasks
+        ]
+        return torch.tensor(rows, dtype=torch.float64)
 
     @torch.no_grad()
     def write(self, weights: Mapping[str, float], balanced: Collection[Tensor]) -> None:
         """Set ``.grad`` of every leaf to what was there before plus the sum over the tasks.
+
+        What :meth:`add_combined` brought is added as it is.
 
         Args:
             weights: Task -> weight, applied to the leaves in ``balanced``.
@@ -150,27 +164,50 @@ class TaskGradients:
                 for task, sums in self._sums.items()
                 if leaf in sums
             ]
-            combined = _weighted_sum(terms)
-            value = _like(leaf, combined if before is None else before + combined)
+            if leaf in self._combined:
+                terms.append((1.0, self._combined[leaf]))
+            combined = weighted_sum(terms)
+            value = like(leaf, combined if before is None else before + combined)
             leaf.grad = value
             self._written[leaf] = (value, value._version)
 
 
-def _wide(device: torch.device) -> torch.dtype:
+def wide(device: torch.device) -> torch.dtype:
     """Return the dtype products are summed in; Apple's GPUs have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def inner_products(rows: Sequence[Mapping[_Key, Tensor]], keys: Iterable[_Key]) -> Tensor:
+    """Return (K, K) float64 on the CPU: inner products of K gradients over ``keys``.
+
+    Args:
+        rows: K mappings, key -> gradient; where a key is missing it counts as zero.
+        keys: What to sum over.
+    """
+    blocks: dict[torch.device, Tensor] = {}
+    for key in keys:
+        like = next((row[key] for row in rows if key in row), None)
+        if like is None:
+            continue
+        block = _products([row[key] if key in row else torch.zeros_like(like) for row in rows])
+        old = blocks.get(block.device)
+        blocks[block.device] = block if old is None else old + block
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for block in blocks.values():
+        total += block.to("cpu", torch.float64)
+    return total
 
 
 @torch.no_grad()
 def _products(rows: Sequence[Tensor]) -> Tensor:
     """Return (K, K): inner products of K equally shaped tensors, in float64 where there is one."""
-    wide = _wide(rows[0].device)
-    matrix = torch.stack([row.detach().reshape(-1).to(wide) for row in rows])
+    dtype = wide(rows[0].device)
+    matrix = torch.stack([row.detach().reshape(-1).to(dtype) for row in rows])
     block = matrix @ matrix.T
     return (block + block.T) / 2
 
 
-def _weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+def weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     """Return the weighted sum; weights of one give the bits of the plain sum."""
     (weight, value), *rest = terms
     total = value if weight == 1.0 else value * weight
@@ -179,48 +216,9 @@ def _weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total
 
 
-def _like(leaf: Tensor, value: Tensor) -> Tensor:
+def like(leaf: Tensor, value: Tensor) -> Tensor:
     """Return a tensor of its own in the memory layout of ``leaf``, as optimisers expect."""
     return torch.empty_like(leaf, requires_grad=False).copy_(value)
-
-
-def check_sum(gradients: Gradients, plain: Mapping[Tensor, Tensor]) -> bool:
-    """Return whether task gradients could be compared with the gradient of the summed loss.
-
-    They differ where a module answers two backward passes over one graph differently: a custom
-    function that overwrites what it saved, or a recomputation with other random numbers.
-
-    Args:
-        gradients: Task -> leaf -> gradient.
-        plain: Leaf -> gradient of the summed loss.
-
-    Returns:
-        False when they are not finite or all zero, which says nothing.
-
-    Raises:
-        UserError: If they do not sum to it.
-    """
-    gap = torch.zeros((), dtype=torch.float64)
-    scale = torch.zeros((), dtype=torch.float64)
-    for leaf, expected in plain.items():
-        parts = [values[leaf] for values in gradients.values() if leaf in values]
-        total = _weighted_sum([(1.0, part) for part in parts]) if parts else expected * 0
-        gap += _square(total - expected)
-        scale += torch.stack([_square(part) for part in [*parts, expected]]).sum()
-    relative = float(gap / scale) ** 0.5 if float(scale) > 0.0 else math.nan
-    if relative > SELF_CHECK_TOLERANCE:
-        raise UserError(
-            f"The gradients of the tasks {', '.join(gradients)} do not sum to the gradient of "
-            f"their sum (relative difference {relative:.2g}, allowed {SELF_CHECK_TOLERANCE}): a "
-            "part of the model gives different gradients when the backward pass runs twice; make "
-            "it deterministic, or train with balance method 'none'."
-        )
-    return math.isfinite(relative)
-
-
-def _square(value: Tensor) -> Tensor:
-    """Return the squared norm as a float64 number on the CPU."""
-    return value.detach().to(_wide(value.device)).square().sum().to("cpu", torch.float64)
 
 
 def non_finite(losses: Sequence[Mapping[str, Tensor]], parameters: Iterable[Tensor]) -> str:

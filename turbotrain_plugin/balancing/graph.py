@@ -15,7 +15,19 @@ __all__ = ["Leaves", "leaves_of_tasks", "reached_by_several"]
 Leaves = dict[str, tuple[Tensor, ...]]
 """Task -> the leaf tensors (parameters) its loss depends on, each once."""
 
-_REENTRANT_CHECKPOINT: Final = "CheckpointFunctionBackward"
+_OPAQUE: Final = {
+    "CheckpointFunctionBackward": (
+        "Gradient balancing cannot see through torch.utils.checkpoint with use_reentrant=True, "
+        "which hides parameters from the autograd graph; checkpoint with use_reentrant=False."
+    ),
+    "_DDPSinkBackward": (
+        "Gradient balancing cannot see through DistributedDataParallel with "
+        "find_unused_parameters=True or static_graph=True, which ties the outputs of all tasks "
+        "together; train the bare module, whose gradients the balancer averages over the processes "
+        "itself."
+    ),
+}
+"""Name of a node -> why the graph does not show which loss reaches what behind it."""
 
 
 def leaves_of_tasks(losses: Mapping[str, Tensor]) -> Leaves:
@@ -54,12 +66,8 @@ def _leaves_of(loss: Tensor) -> tuple[Tensor, ...]:
         leaf = getattr(node, "variable", None)
         if leaf is not None:
             leaves.append(leaf)
-        elif type(node).__name__ == _REENTRANT_CHECKPOINT:
-            raise UserError(
-                "Gradient balancing cannot see through torch.utils.checkpoint with "
-                "use_reentrant=True, which hides parameters from the autograd graph; checkpoint "
-                "with use_reentrant=False."
-            )
+        elif type(node).__name__ in _OPAQUE:
+            raise UserError(_OPAQUE[type(node).__name__])
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["check_argument", "check_losses", "refuse_several_processes"]
+__all__ = ["check_argument", "check_losses"]
 
 
 def check_argument(fits: bool, method: str, name: str, wanted: str, found: object) -> None:
@@ -36,18 +35,3 @@ def check_losses(losses: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"Parameter `losses` should hold scalar tensors. Found {found} for {task!r}."
             )
-
-
-def refuse_several_processes() -> None:
-    """Raise UserError in a distributed run: a decision per process would let them drift apart."""
-    distributed = torch.distributed
-    if (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    ):
-        raise UserError(
-            f"A balanced step was asked for in a run of {distributed.get_world_size()} processes, "
-            "which the gradient balancer does not support yet; train in one process, or with "
-            "balance method 'none'."
-        )

@@ -14,57 +14,58 @@ With mixed precision the order is: ``optimizer.backward(losses, scaler=scaler)``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from turbotrain_plugin.balancing.base import StepBalancer, TaskStep, advance, decide
-from turbotrain_plugin.balancing.gradients import (
-    Gradients,
-    check_sum,
-    exact_gradients,
-    non_finite,
-    present,
-    sum_losses,
-)
-from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
-from turbotrain_plugin.balancing.guards import check_losses, refuse_several_processes
+from turbotrain_plugin.balancing.balanced_step import GatheredStep
+from turbotrain_plugin.balancing.base import StepBalancer, advance
+from turbotrain_plugin.balancing.gradients import non_finite, sum_losses
+from turbotrain_plugin.balancing.guards import check_losses
 from turbotrain_plugin.balancing.methods import method_named
-from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow, Decision
-from turbotrain_plugin.balancing.rows import GradientRows, sum_over_batches
-from turbotrain_plugin.balancing.schedule import HybridSchedule, ScheduleWarning, schedule_warnings
+from turbotrain_plugin.balancing.processes import average_losses, process_count
+from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow
+from turbotrain_plugin.balancing.schedule import HybridSchedule, Schedule, ScheduleWarning
 from turbotrain_plugin.balancing.sharing import SharedParameters
-from turbotrain_plugin.balancing.sweep import low_memory_gradients
+from turbotrain_plugin.balancing.sources import LOW_MEMORY
+from turbotrain_plugin.balancing.wrapper import OptimizerWrapper
 from turbotrain_plugin.structures import UserError
 
 __all__ = ["GradientBalancer"]
-
-SOURCES: Final[dict[str, Callable[[Mapping[str, Tensor], Leaves], Gradients]]] = {
-    "exact": exact_gradients,
-    "exact_low_memory": low_memory_gradients,
-}
-"""Name -> how the gradients of the tasks are obtained; both give the same numbers."""
 
 STATE_KEY: Final = "turbotrain_balancer"
 """Our entry beside ``state`` and ``param_groups`` in ``state_dict``."""
 
 
-class GradientBalancer(Optimizer):
+class GradientBalancer(OptimizerWrapper):
     """Wrap a torch optimiser so that some of its steps balance the gradients of the tasks.
 
     A free step is one backward pass of the plain sum of the losses. A balanced step takes the
     gradient of every task on its own, lets ``method`` weigh them over the shared parameters (those
     that two or more losses reach) and leaves all others with their ordinary gradient. Steps follow
-    :class:`HybridSchedule`; all micro-batches of one step (``backward`` called several times before
-    ``step``) are of one kind, and the decision is taken over their summed gradients.
+    a schedule, :class:`HybridSchedule` unless another is given; all micro-batches of one step
+    (``backward`` called several times before ``step``) are of one kind, and the decision is taken
+    over their summed gradients. Only the sources ``cut`` and ``feature`` have to weigh what lies
+    below their cut before the next micro-batch comes: there each is weighed by what had been
+    gathered up to it.
 
     ``param_groups``, ``state`` and ``defaults`` are those of the wrapped optimiser, so learning
     rate schedulers, ``GradScaler`` and clipping work on either. After ``backward`` every ``.grad``
     is what ``step`` will use. A step whose losses or gradients are not finite is not taken:
     parameters, optimiser state and schedule stay, and :attr:`last_record` says why.
+
+    In a run of several processes (``torch.distributed``) every ``backward`` averages the gradients
+    over the processes, on free and balanced steps alike: those of each task before the decision,
+    which is not linear. So do not wrap the model in ``DistributedDataParallel``: its gradient hooks
+    are never called, and with ``find_unused_parameters`` or ``static_graph`` it is refused, because
+    it hides which task reaches what. All processes start from the same weights, call ``backward``
+    equally often and hand over the same tasks in the same order; a process without samples hands
+    over constant zeros. Means are over all processes, so losses that are means over their samples
+    call for equally many on each. With SyncBatchNorm every loss needs a graph on every process
+    (``0 * loss``), as its backward pass communicates as well.
 
     What a balanced step removes is our reading of TurboTrain: see :class:`ConflictSuppression`.
 
@@ -76,7 +77,11 @@ class GradientBalancer(Optimizer):
         shared: Name patterns of the parameters to balance; None or empty: found from the graph.
         named_parameters: As of ``model.named_parameters()``; needed for ``shared``, and for names
             instead of numbers in messages.
-        source: See :attr:`source`.
+        source: Where the gradients of the tasks come from, see ``sources.py``: ``exact_low_memory``
+            (``exact`` where torch is too old for it), ``exact``, ``cut`` or ``feature``.
+        cut: Name patterns of the parameters below the cut of source ``cut``.
+        schedule: Which steps are balanced; takes the place of ``free_steps`` and
+            ``balance_steps``.
         args: Arguments of the method called ``method``; those left out have its defaults.
 
     Attributes:
@@ -100,61 +105,25 @@ class GradientBalancer(Optimizer):
         balance_steps: int = 1000,
         shared: Sequence[str] | None = None,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
-        source: str = "exact",
+        source: str = LOW_MEMORY,
+        cut: str | Sequence[str] = ("encoder",),
+        schedule: Schedule | None = None,
         args: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, GradientBalancer):
-            raise ValueError(
-                "Parameter `optimizer` should be a torch optimizer that is not wrapped yet. "
-                f"Found {type(optimizer).__name__}."
-            )
-        self.inner = optimizer
-        # As torch makes an optimiser from a pickle: hooks and profiling, but no groups of its own.
-        super().__setstate__({})
+        super().__init__(optimizer)
         self.method = method_named(method, args or {}) if isinstance(method, str) else method
-        self.schedule = HybridSchedule(free_steps, balance_steps)
+        self.schedule = HybridSchedule(free_steps, balance_steps) if schedule is None else schedule
         self.last_record: BalanceRecord | None = None
         self.window = BalanceWindow()
         self._sharing = SharedParameters(optimizer, shared, named_parameters)
-        self._gradients = GradientRows()
-        self._decision: Decision | None = None
-        self._evidence: TaskStep | None = None
+        self._gathered = GatheredStep(self.method, self._sharing, source, cut)
         self._losses: list[dict[str, Tensor]] = []
         self._step = 0
-        self._checked = False
-        self.source = source
         if self._ever_balances:
-            for message in schedule_warnings(free_steps, balance_steps):
+            for message in self.schedule.warnings():
                 warnings.warn(message, ScheduleWarning, stacklevel=2)
 
     # ------------------------------------------------------------------ the wrapped optimiser's own
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the wrapped optimiser (the same objects)."""
-        return self.inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.inner.param_groups = value
-
-    @property
-    def state(self) -> Any:  # noqa: ANN401 - torch's own annotation varies between versions
-        """State of the wrapped optimiser (the same object)."""
-        return self.inner.state
-
-    @state.setter
-    def state(self, value: Any) -> None:  # noqa: ANN401
-        self.inner.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Defaults of the wrapped optimiser (the same object)."""
-        return self.inner.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.inner.defaults = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the wrapped optimiser."""
@@ -165,10 +134,6 @@ class GradientBalancer(Optimizer):
         """Clear all gradients, those gathered for the step under way included."""
         self._forget_step()
         self.inner.zero_grad(set_to_none=set_to_none)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A scheduler replaces ``step`` on the instance by a local function, which cannot be copied.
-        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.describe()}\n{self.inner!r})"
@@ -187,24 +152,16 @@ class GradientBalancer(Optimizer):
 
     @property
     def source(self) -> str:
-        """How balanced steps obtain gradients: ``exact`` or ``exact_low_memory``.
-
-        The latter costs the same time and frees activations nearly as early as a plain backward
-        pass does, but needs a torch that can start a backward pass inside a graph (``sweep.py``).
-        """
-        return self._source
+        """Where balanced steps take gradients from; see ``sources.py``."""
+        return self._gathered.source
 
     @source.setter
     def source(self, name: str) -> None:
-        if name not in SOURCES:
-            raise ValueError(
-                f"Parameter `source` should be one of {', '.join(SOURCES)}. Found {name!r}."
-            )
-        self._source = name
+        self._gathered.source = name
 
     @property
     def _ever_balances(self) -> bool:
-        return self.method.needs_gradients and self.schedule.balance_steps > 0
+        return self.method.needs_gradients and self.schedule.ever_balances
 
     def backward(
         self, losses: Mapping[str, Tensor], *, scaler: torch.amp.GradScaler | None = None
@@ -224,60 +181,38 @@ class GradientBalancer(Optimizer):
         if self._losses and self._cleared_by_others():
             self._forget_step()
         self.last_record = None
-        self._losses.append({task: loss.detach() for task, loss in losses.items()})
         active = {task: loss for task, loss in losses.items() if loss.requires_grad}
-        if not active:
+        several = process_count() > 1
+        if not active and not several:
             raise UserError(
                 f"None of the losses {', '.join(losses)} depends on a parameter that is trained: "
                 "the gradient balancer has nothing to differentiate; check what is frozen."
             )
+        self._losses.append(average_losses(losses, self._home))
+        examine = self._ever_balances and not self._sharing.examined
         if self.is_balanced:
-            self._balanced_backward(active, scaler)
-            return
-        if self._ever_balances and len(active) > 1 and not self._sharing.examined:
-            # Once, so that what would stop the first balanced step stops the first step instead.
-            self._sharing.examine(leaves_of_tasks(active))
-        total = sum_losses(active)
-        (total if scaler is None else scaler.scale(total)).backward()
-
-    def _balanced_backward(
-        self, losses: Mapping[str, Tensor], scaler: torch.amp.GradScaler | None
-    ) -> None:
-        """Gather the gradient of each task, decide over what has been gathered, write ``.grad``."""
-        refuse_several_processes()
-        scale = 1.0
-        if scaler is not None:
-            losses = {task: scaler.scale(loss) for task, loss in losses.items()}
-            scale = scaler.get_scale()
-        leaves = leaves_of_tasks(losses)
-        if len(losses) > 1:
-            self._sharing.examine(leaves)
-        self._gradients.add(self._differentiate(losses, leaves))
-        tasks = self._gradients.tasks
-        balanced = self._sharing.select(self._gradients)
-        gramian = self._gradients.gramian(balanced) / scale**2
-        names = self._sharing.named(balanced)
-        rows = self._gradients.rows(names, scale) if self.method.needs_rows else ()
-        self._evidence = TaskStep(tasks, gramian, sum_over_batches(self._losses, tasks), rows)
-        weights, direction = decide(self.method, self._evidence)
-        if direction is None:
-            self._gradients.write(weights, set(balanced))
+            self._gathered.add(active, self._scale(scaler), self._losses)
+        elif several:
+            scale = self._scale(scaler)
+            self._gathered.add_plain(active, scale, self._losses, examine=examine)
         else:
-            self._gradients.write_direction(direction, names, scale)
-        self._decision = Decision(tasks, gramian, weights)
+            if examine and len(active) > 1:
+                # What would stop the first balanced step stops the first step instead.
+                self._gathered.examine(active)
+            total = sum_losses(active)
+            (total if scaler is None else scaler.scale(total)).backward()
 
-    def _differentiate(self, losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
-        """Return the gradient of each task, compared once in a run with that of the sum."""
-        differentiate = SOURCES[self._source]
-        if self._checked or len(losses) < 2:
-            return differentiate(losses, leaves)
-        everything = tuple(dict.fromkeys(leaf for reached in leaves.values() for leaf in reached))
-        plain = torch.autograd.grad(
-            sum_losses(losses), everything, retain_graph=True, allow_unused=True
-        )
-        found = differentiate(losses, leaves)
-        self._checked = check_sum(found, present(everything, plain))
-        return found
+    @property
+    def _home(self) -> torch.device:
+        """Where the first parameter lies."""
+        return self._sharing.known[0].device
+
+    def _scale(self, scaler: torch.amp.GradScaler | None) -> float:
+        """Return the loss scale; a scaler sets it up when it is first asked to scale."""
+        if scaler is None:
+            return 1.0
+        scaler.scale(torch.zeros((), device=self._home))
+        return float(scaler.get_scale())
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step of the wrapped optimiser, unless losses or gradients are not finite.
@@ -292,15 +227,15 @@ class GradientBalancer(Optimizer):
             warnings.warn(
                 f"Optimiser step {self._step} was not taken: {fault}.", UserWarning, stacklevel=3
             )
-        if self._decision is None:
+        if self._gathered.decision is None:
             self.last_record = BalanceRecord(step=self._step, balanced=False, skipped=fault)
         else:
-            self.last_record = self._decision.record(self._step, skipped=fault)
+            self.last_record = self._gathered.decision.record(self._step, skipped=fault)
         if not fault:
             self.inner.step()
-            if self._decision is not None and self._evidence is not None:
-                self.window.add(self.schedule.cycle(self._step), self._decision)
-                advance(self.method, self._evidence)
+            if self._gathered.decision is not None and self._gathered.evidence is not None:
+                self.window.add(self.schedule.cycle(self._step), self._gathered.decision)
+                advance(self.method, self._gathered.evidence)
             self._step += 1
         self._forget_step()
 
@@ -308,8 +243,12 @@ class GradientBalancer(Optimizer):
         """Return why the step must not be taken; empty when it may."""
         parameters = (p for group in self.param_groups for p in group["params"])
         found = non_finite(self._losses, parameters)
-        if not found and self._decision is not None:
-            found = "" if bool(self._decision.gramian.isfinite().all()) else "the Gramian overflows"
+        if not found and self._gathered.decision is not None:
+            found = (
+                ""
+                if bool(self._gathered.decision.gramian.isfinite().all())
+                else "the Gramian overflows"
+            )
         return found
 
     def _cleared_by_others(self) -> bool:
@@ -318,8 +257,7 @@ class GradientBalancer(Optimizer):
 
     def _forget_step(self) -> None:
         """Drop what was gathered for the step under way."""
-        self._gradients.clear()
-        self._decision = self._evidence = None
+        self._gathered.clear()
         self._losses = []
 
     # ------------------------------------------------------------------------------ state and names
@@ -332,8 +270,8 @@ class GradientBalancer(Optimizer):
         """
         own = {
             "step": self._step,
-            "free_steps": self.schedule.free_steps,
-            "balance_steps": self.schedule.balance_steps,
+            "schedule": str(self.schedule),
+            "model": self._gathered.state_dict(),
             "window": self.window.state_dict(),
             "method": {"title": self.method.title, "state": self.method.state_dict()},
         }
@@ -355,14 +293,11 @@ class GradientBalancer(Optimizer):
         saved = own.get("method", {}) if own else {}
         same = saved.get("title") == self.method.title
         self.method.load_state_dict(saved["state"] if same else {})
-        if own and (own["free_steps"], own["balance_steps"]) != (
-            self.schedule.free_steps,
-            self.schedule.balance_steps,
-        ):
+        self._gathered.load_state_dict(own.get("model", {}) if own else {})
+        if own and own["schedule"] != str(self.schedule):
             warnings.warn(
-                f"The checkpoint was balanced {own['free_steps']} free / {own['balance_steps']} "
-                f"balanced steps, this run {self.schedule.free_steps} / "
-                f"{self.schedule.balance_steps}; step {self._step} continues under the latter.",
+                f"The checkpoint was balanced by the schedule '{own['schedule']}', this run by "
+                f"'{self.schedule}'; step {self._step} continues under the latter.",
                 ScheduleWarning,
                 stacklevel=2,
             )
@@ -377,6 +312,6 @@ class GradientBalancer(Optimizer):
         if not self._ever_balances:
             return "Gradient balancing: off, every step is the plain sum of the losses."
         return (
-            f"Gradient balancing: {self.method.title}, {self.schedule.free_steps} free "
-            f"steps, then {self.schedule.balance_steps} balanced ones.\n{self._sharing.describe()}"
+            f"Gradient balancing: {self.method.title}, {self.schedule}, gradients from "
+            f"{self.source!r}.\n{self._sharing.describe()}"
         )

@@ -33,7 +33,9 @@ def parameter_names(
     }
 
 
-def match_patterns(patterns: Sequence[str], names: Mapping[Tensor, str]) -> set[Tensor]:
+def match_patterns(
+    patterns: Sequence[str], names: Mapping[Tensor, str], meaning: str = "shared parameters"
+) -> set[Tensor]:
     """Return the parameters meant by ``patterns``.
 
     A pattern is a shell pattern over the whole name (``encoder.*``, ``*.weight``) or the name of a
@@ -42,6 +44,7 @@ def match_patterns(patterns: Sequence[str], names: Mapping[Tensor, str]) -> set[
     Args:
         patterns: At least one pattern.
         names: Parameter -> name.
+        meaning: What the patterns stand for, for the message.
 
     Raises:
         UserError: If a pattern means no parameter.
@@ -54,18 +57,18 @@ def match_patterns(patterns: Sequence[str], names: Mapping[Tensor, str]) -> set[
             if fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
         }
         if not matched:
-            raise UserError(_no_match(pattern, list(names.values())))
+            raise UserError(_no_match(pattern, list(names.values()), meaning))
         found |= matched
     return found
 
 
-def _no_match(pattern: str, names: Sequence[str]) -> str:
+def _no_match(pattern: str, names: Sequence[str], meaning: str) -> str:
     """Return the sentence about a pattern without a parameter, with what may have been meant."""
     prefixes = {name[:end] for name in names for end in _dots(name)}
     close = difflib.get_close_matches(pattern, sorted({*names, *prefixes}), n=3)
     candidates = close or sorted({name.partition(".")[0] for name in names})
     return (
-        f"The pattern {pattern!r} of the shared parameters matches no parameter of the optimizer; "
+        f"The pattern {pattern!r} of the {meaning} matches no parameter; "
         f"write a name, a module or a shell pattern, for instance {', '.join(candidates[:6])}."
     )
 

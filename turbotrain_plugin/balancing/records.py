@@ -23,7 +23,8 @@ class BalanceRecord:
     """What one optimiser step did; plain numbers, ready for a log.
 
     Pairs are named by :func:`pair_name`. A free step has empty mappings. A task without a gradient
-    has norm 0, weight 1 and no pair.
+    has norm 0, weight 1 and no pair. In place of the shared parameters stand those above the cut
+    with gradient source ``cut``, and the feature itself with ``feature``.
 
     Attributes:
         step: Optimiser step, from 0.

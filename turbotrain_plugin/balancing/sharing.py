@@ -50,6 +50,39 @@ class SharedParameters:
         self._chosen = match_patterns(self._patterns, self._name_of) if self._patterns else None
 
     @property
+    def set_by_name(self) -> bool:
+        """Whether patterns say what is shared."""
+        return self._chosen is not None
+
+    @property
+    def known(self) -> tuple[Tensor, ...]:
+        """All parameters of the optimiser, then those that only have a name."""
+        return tuple(dict.fromkeys([*self._name_of, *(parameter for _, parameter in self._named)]))
+
+    @property
+    def found(self) -> frozenset[Tensor]:
+        """The shared parameters seen so far."""
+        return frozenset(self._found)
+
+    def below(self, patterns: Sequence[str]) -> frozenset[Tensor]:
+        """Return the parameters of the optimiser below a cut.
+
+        Args:
+            patterns: See :func:`match_patterns`; frozen parameters count as a match.
+
+        Raises:
+            ValueError: If there are no names.
+            UserError: If a pattern means no parameter.
+        """
+        if not self._named:
+            raise ValueError(
+                "Parameter `named_parameters` should be given together with source 'cut', for "
+                "instance model.named_parameters(). Found None."
+            )
+        names = {parameter: name for name, parameter in self._named}
+        return frozenset(match_patterns(patterns, names, "cut").intersection(self._name_of))
+
+    @property
     def examined(self) -> bool:
         """Whether the losses of two tasks have been traced yet."""
         return bool(self._own)

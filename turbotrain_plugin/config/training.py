@@ -176,11 +176,28 @@ class BalanceConfig:
     args: BalanceArgs = group(BalanceArgs, "Arguments of the methods.")
     free_steps: int = key(2000, "Free steps n of a cycle (paper).", aliases=("n",))
     balance_steps: int = key(1000, "Balanced steps m of a cycle (paper).", aliases=("m",))
+    schedule: str = key(
+        "hybrid",
+        "hybrid: n free, m balanced steps, again (paper); every_step: AP 0.0 in its ablation.",
+        choices=("hybrid", "every_step", "never", "after_warmup"),
+    )
+    warmup_steps: int = key(2000, "Free steps before after_warmup balances. Our choice.")
+    unit: str = key(
+        "steps",
+        "Count n, m and the warm-up in steps, or as shares of the stage.",
+        choices=("steps", "share"),
+    )
+    free_share: float = key(0.2, "n as a share, with unit share. Our choice.")
+    balance_share: float = key(0.1, "m as a share, with unit share. Our choice.")
+    warmup_share: float = key(0.2, "The warm-up as a share, with unit share. Our choice.")
     shared: tuple[str, ...] = key((), "Name patterns of shared parameters ([]: from the graph).")
     source: str = key(
-        "exact",
-        "How task gradients are obtained; exact_low_memory frees the graph on the way.",
-        choices=("exact", "exact_low_memory"),
+        "exact_low_memory",
+        "Task gradients of all shared parameters (exact*), of those above a cut, at the feature.",
+        choices=("exact", "exact_low_memory", "cut", "feature"),
+    )
+    cut: tuple[str, ...] = key(
+        ("encoder",), "Name patterns of the modules below the cut (source cut). Our choice."
     )
 
 

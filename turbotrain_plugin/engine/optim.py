@@ -60,6 +60,7 @@ def build_balancer(
             shared=chosen.shared or None,
             named_parameters=list(module.named_parameters()),
             source=chosen.source,
+            cut=chosen.cut,
             args=chosen.args.of(chosen.method),
         )
 

@@ -27,7 +27,13 @@ from turbotrain_plugin.engine.records import (
     mean,
 )
 from turbotrain_plugin.engine.stages import FINETUNE, Stage
-from turbotrain_plugin.engine.steps import Learner, StepResult, optimiser_step, refuse_endless
+from turbotrain_plugin.engine.steps import (
+    Learner,
+    StepResult,
+    optimiser_step,
+    refuse_endless,
+    schedule_of,
+)
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.structures import Batch
 
@@ -103,6 +109,8 @@ class StageLoop:
         self.position = Position()
         self._generator = torch.Generator(device=context.device)
         self.batches_per_epoch: Final = len(self._loader(0, 0))
+        if stage.balance is not None:
+            self.balancer.schedule = schedule_of(stage.balance, self.total_steps)
 
     # ------------------------------------------------------------------------------------- extent
 

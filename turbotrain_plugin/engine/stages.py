@@ -137,9 +137,7 @@ def _manual(config: RunConfig) -> tuple[Stage, ...]:
         replace(_finetune(config, name), epoches=count)
         for name, count in zip(names, epoches, strict=True)
     )
-    weighted = replace(
-        config.turbotrain.balance, method=keys.weighting, free_steps=0, balance_steps=1
-    )
+    weighted = replace(config.turbotrain.balance, method=keys.weighting, schedule="every_step")
     return (
         replace(detection, single_agent=True, detection_only=True, frames=1),
         replace(

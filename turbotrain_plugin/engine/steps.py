@@ -11,8 +11,8 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
-from turbotrain_plugin.config import LossArgs, PretrainConfig
+from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer, Schedule, schedule_named
+from turbotrain_plugin.config import BalanceConfig, LossArgs, PretrainConfig
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.losses import task_losses
@@ -62,6 +62,19 @@ class FinetuneLearner:
     def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:  # noqa: ARG002
         """Return the detection and prediction losses."""
         return task_losses(self.network(batch), batch, self._keys)
+
+
+def schedule_of(keys: BalanceConfig, total_steps: int) -> Schedule:
+    """Return the schedule of a balanced stage of ``total_steps`` optimiser steps."""
+    by_share = keys.unit == "share"
+    return schedule_named(
+        keys.schedule,
+        free_steps=keys.free_share if by_share else keys.free_steps,
+        balance_steps=keys.balance_share if by_share else keys.balance_steps,
+        warmup_steps=keys.warmup_share if by_share else keys.warmup_steps,
+        unit=keys.unit,
+        total_steps=total_steps,
+    )
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from turbotrain_plugin.balancing import schedule_warnings
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
@@ -145,7 +144,7 @@ class Trainer:
         )
         keys = self._config.turbotrain.balance
         if stage.balance == keys:  # and not a strategy's own, which wants every step
-            for warning in schedule_warnings(keys.free_steps, keys.balance_steps, loop.total_steps):
+            for warning in loop.balancer.schedule.warnings(loop.total_steps):
                 LOG.warning("%s", warning)
 
     def _hand_on(self, loop: StageLoop) -> None:

@@ -290,5 +290,5 @@ def test_arguments_reach_the_method_and_wrong_ones_are_named(make_model: MakeMod
 
 def test_the_description_names_the_method(make_model: MakeModel) -> None:
     pytest.importorskip("torchjd")
-    assert "MoCo, 0 free" in balance(make_model(), "moco").describe()
-    assert "torchjd:PCGrad, 0 free" in balance(make_model(), "torchjd:PCGrad").describe()
+    assert "MoCo, every step balanced" in balance(make_model(), "moco").describe()
+    assert "torchjd:PCGrad, every step" in balance(make_model(), "torchjd:PCGrad").describe()

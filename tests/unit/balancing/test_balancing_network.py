@@ -13,8 +13,8 @@ from turbotrain_plugin.balancing.gradients import exact_gradients
 from turbotrain_plugin.balancing.graph import leaves_of_tasks
 from turbotrain_plugin.balancing.sweep import (
     _Sweep,
-    _torch_starts_inside_graphs,
     low_memory_gradients,
+    torch_starts_inside_graphs,
 )
 from turbotrain_plugin.config import LossArgs
 from turbotrain_plugin.losses import task_losses
@@ -55,7 +55,7 @@ def test_everything_before_the_heads_is_shared(network: nn.Module, batch: Batch)
     assert not any("head" in module or "map" in module for module in modules)
 
 
-@pytest.mark.skipif(not _torch_starts_inside_graphs(), reason="torch cannot start inside a graph")
+@pytest.mark.skipif(not torch_starts_inside_graphs(), reason="torch cannot start inside a graph")
 def test_the_sweep_gives_the_same_numbers(network: nn.Module, batch: Batch) -> None:
     found = []
     for source in (exact_gradients, low_memory_gradients):

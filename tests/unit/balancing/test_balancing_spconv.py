@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from turbotrain_plugin.balancing import GradientBalancer
 from turbotrain_plugin.balancing.graph import leaves_of_tasks
-from turbotrain_plugin.balancing.sweep import _torch_starts_inside_graphs, low_memory_gradients
+from turbotrain_plugin.balancing.sweep import low_memory_gradients, torch_starts_inside_graphs
 from turbotrain_plugin.models.spconv_support import load_spconv
 
 pytest.importorskip("spconv.pytorch")
@@ -83,7 +83,7 @@ def test_a_balanced_step(
     assert set(balancer.shared_names) == set(trunk)
 
 
-@pytest.mark.skipif(not _torch_starts_inside_graphs(), reason="torch cannot start inside a graph")
+@pytest.mark.skipif(not torch_starts_inside_graphs(), reason="torch cannot start inside a graph")
 def test_the_low_memory_sweep(model: SparseTrunk, voxels: tuple[Tensor, Tensor]) -> None:
     losses = model(*voxels)
     leaves = leaves_of_tasks(losses)
@@ -95,3 +95,35 @@ def test_the_low_memory_sweep(model: SparseTrunk, voxels: tuple[Tensor, Tensor])
     for task, gradients in expected.items():
         for leaf, gradient in zip(leaves[task], gradients, strict=True):
             torch.testing.assert_close(found[task][leaf], gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.skipif(not torch_starts_inside_graphs(), reason="torch cannot start inside a graph")
+@pytest.mark.parametrize("source", ["cut", "feature"])
+def test_one_pass_below(model: SparseTrunk, voxels: tuple[Tensor, Tensor], source: str) -> None:
+    """With the first convolution below the cut, and with all of them below the feature."""
+    separate = []
+    for task in ("detection", "prediction"):
+        model.zero_grad()
+        model(*voxels)[task].backward()
+        separate.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    balancer = GradientBalancer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        free_steps=0,
+        balance_steps=1,
+        named_parameters=model.named_parameters(),
+        source=source,
+        cut="trunk.0",
+    )
+    balancer.zero_grad()
+    balancer.backward(model(*voxels))
+    written = {name: parameter.grad for name, parameter in model.named_parameters()}
+    balancer.step()
+    assert balancer.last_record is not None
+    weights = list(balancer.last_record.weights.values())
+    if source == "cut":
+        first, second = (g["trunk.2.weight"].flatten().double() for g in separate)
+        product = min(float(first @ second), 0.0)
+        assert weights == pytest.approx([1 - product / float(g @ g) for g in (first, second)])
+    for name in ("trunk.0.weight", "trunk.2.weight"):
+        expected = weights[0] * separate[0][name] + weights[1] * separate[1][name]
+        torch.testing.assert_close(written[name], expected, rtol=1e-4, atol=1e-7)

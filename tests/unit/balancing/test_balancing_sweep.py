@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from turbotrain_plugin.balancing import GradientBalancer, optimizer, sweep
+from turbotrain_plugin.balancing import GradientBalancer, sweep
 from turbotrain_plugin.balancing.gradients import Gradients, exact_gradients
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks
+from turbotrain_plugin.balancing.selfcheck import SumCheck
 from turbotrain_plugin.balancing.sweep import _Sweep, low_memory_gradients
 from turbotrain_plugin.structures import UserError
 
 Losses = dict[str, Tensor]
 
 needs_edges = pytest.mark.skipif(
-    not sweep._torch_starts_inside_graphs(), reason="torch cannot start inside a graph"
+    not sweep.torch_starts_inside_graphs(), reason="torch cannot start inside a graph"
 )
 
 
@@ -292,12 +293,37 @@ def test_little_is_kept_while_the_sweep_goes_on() -> None:
     assert still_saved_at_the_end(low_memory_gradients, 20) < 10
 
 
+@needs_edges
+def test_the_self_check_keeps_little_as_well() -> None:
+    def checked(losses: Losses, leaves: Leaves) -> Gradients:
+        check = SumCheck()
+        found = low_memory_gradients(losses, leaves, check)
+        assert check.conclusive
+        return found
+
+    assert still_saved_at_the_end(checked, 20) < 10
+
+
+@needs_edges
+def test_gradients_that_are_rounding_alone_say_nothing() -> None:
+    """What is added before a BatchNorm has no gradient, but for rounding."""
+    torch.manual_seed(0)
+    shift, norm, heads = nn.Parameter(torch.randn(6)), nn.BatchNorm1d(6), nn.Linear(6, 2)
+    z = norm(torch.randn(64, 6) + shift).tanh()
+    first, second = heads(z).unbind(dim=1)
+    losses = {"a": first.square().mean(), "b": (second * z[:, 0]).mean()}
+    check = SumCheck()
+    found = low_memory_gradients(losses, leaves_of_tasks(losses), check)
+    assert check.conclusive
+    assert all(float(gradients[shift].norm()) < 1e-6 for gradients in found.values())
+
+
 def test_a_torch_that_cannot_is_named(
     parts: Parts, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_torch_starts_inside_graphs", lambda: False)
+    monkeypatch.setattr(sweep, "torch_starts_inside_graphs", lambda: False)
     losses = sequential(parts, x)
-    with pytest.raises(UserError, match="'exact_low_memory' needs a newer torch"):
+    with pytest.raises(UserError, match=r"'exact_low_memory', .* need a newer torch"):
         low_memory_gradients(losses, leaves_of_tasks(losses))
 
 
@@ -318,28 +344,6 @@ def test_training_is_the_same_with_either_source(
         trained.append(model.state_dict())
     for name, value in trained[0].items():
         torch.testing.assert_close(value, trained[1][name], rtol=1e-10, atol=1e-12, msg=name)
-
-
-def test_the_chosen_source_is_used(
-    make_model: Callable[..., Any],
-    make_balancer: Callable[..., GradientBalancer],
-    inputs: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def spy(losses: Losses, leaves: Leaves) -> Gradients:
-        used.append("spy")
-        return exact_gradients(losses, leaves)
-
-    used: list[str] = []
-    monkeypatch.setitem(optimizer.SOURCES, "exact_low_memory", spy)
-    model = make_model()
-    balancer = make_balancer(model)
-    assert balancer.source == "exact"
-    balancer.backward(model(inputs))
-    assert used == []
-    balancer.source = "exact_low_memory"
-    balancer.backward(model(inputs))
-    assert used == ["spy"]
 
 
 def test_unknown_sources_are_refused(

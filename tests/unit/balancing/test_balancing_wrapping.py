@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from turbotrain_plugin.balancing import BALANCERS, GradientBalancer, PlainSum, ScheduleWarning
+from turbotrain_plugin.balancing import (
+    BALANCERS,
+    GradientBalancer,
+    PlainSum,
+    Schedule,
+    ScheduleWarning,
+    schedule_named,
+)
+from turbotrain_plugin.balancing.schedule import SCHEDULES
+from turbotrain_plugin.balancing.sources import SOURCES
 from turbotrain_plugin.config import BalanceConfig
 from turbotrain_plugin.structures import UserError
 
@@ -198,9 +207,47 @@ def test_another_schedule_on_resume_is_said(
 ) -> None:
     saved = make_balancer(make_model(), free_steps=2, balance_steps=1).state_dict()
     balancer = make_balancer(make_model(), free_steps=3, balance_steps=1)
-    with pytest.warns(ScheduleWarning, match=r"balanced 2 free / 1 .* this run 3 / 1"):
+    with pytest.warns(ScheduleWarning, match=r"'2 free steps, then 1 .* this run by '3 free"):
         balancer.load_state_dict(saved)
-    assert balancer.schedule.free_steps == 3
+    assert str(balancer.schedule) == "3 free steps, then 1 balanced"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (schedule_named("every_step"), [1] * 6),
+        (schedule_named("never"), [0] * 6),
+        (schedule_named("after_warmup", warmup_steps=3), [0, 0, 0, 1, 1, 1]),
+        (
+            schedule_named(
+                "hybrid", free_steps=0.34, balance_steps=0.16, unit="share", total_steps=6
+            ),
+            [0, 0, 1, 0, 0, 1],
+        ),
+    ],
+    ids=str,
+)
+def test_other_schedules_survive_a_resume(
+    make_model: MakeModel, inputs: Tensor, schedule: Schedule, expected: list[int]
+) -> None:
+    def make() -> tuple[nn.Module, GradientBalancer]:
+        model = make_model()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, GradientBalancer(sgd, schedule=schedule)
+
+    straight_model, straight = make()
+    records = train(straight_model, straight, inputs, 6)
+    assert [int(record.balanced) for record in records] == expected
+    for stop in (2, 3, 5):
+        model, balancer = make()
+        train(model, balancer, inputs, stop)
+        state = copy.deepcopy((model.state_dict(), balancer.state_dict()))
+        model, balancer = make()
+        model.load_state_dict(state[0])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            balancer.load_state_dict(state[1])
+        assert train(model, balancer, inputs, 6 - stop) == records[stop:]
 
 
 def test_copies_are_independent(
@@ -221,13 +268,16 @@ def test_copies_are_independent(
 # ---------------------------------------------------------------------------------- mixed precision
 
 
-@pytest.mark.parametrize("free_steps", [0, 9])
+@pytest.mark.parametrize(
+    ("free_steps", "source"), [(9, "exact"), (0, "exact"), (0, "exact_low_memory"), (0, "feature")]
+)
 def test_the_scale_of_a_scaler_changes_nothing(
-    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor, free_steps: int
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor, free_steps: int, source: str
 ) -> None:
     model, other = make_model(dtype=torch.float32), make_model(dtype=torch.float32)
     scaled = make_balancer(model, free_steps=free_steps)
     unscaled = make_balancer(other, free_steps=free_steps)
+    scaled.source = unscaled.source = source
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     x = inputs.float()
     for _ in range(3):
@@ -368,3 +418,6 @@ def test_description_names_the_shared_modules(
 def test_the_table_lists_what_yaml_may_name() -> None:
     (declared,) = (f for f in dataclasses.fields(BalanceConfig) if f.name == "method")
     assert {*BALANCERS, "torchjd:*"} == set(declared.metadata["choices"])
+    keys = {field.name: field.metadata["choices"] for field in dataclasses.fields(BalanceConfig)}
+    assert keys["source"] == SOURCES
+    assert keys["schedule"] == SCHEDULES

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from tests.helpers.made_batches import make_batch, small_grid
 from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
-from turbotrain_plugin.config import load_hypes
+from turbotrain_plugin.config import BalanceConfig, load_hypes
 from turbotrain_plugin.engine.steps import (
     FinetuneLearner,
     PretrainLearner,
     optimiser_step,
     refuse_endless,
+    schedule_of,
 )
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.models import CooperativeNetwork, build_model
@@ -240,3 +241,19 @@ def test_bf16_losses_stay_near_fp32() -> None:
     for name, value in full.items():
         assert half[name].dtype == torch.float32
         assert float(half[name]) == pytest.approx(float(value), rel=0.05)
+
+
+def test_the_schedule_of_a_stage_follows_its_keys() -> None:
+    assert str(schedule_of(BalanceConfig(), 10)) == "2000 free steps, then 1000 balanced"
+    by_share = {"unit": "share", "free_share": 0.5, "balance_share": 0.25, "warmup_share": 0.1}
+    found = [
+        str(schedule_of(BalanceConfig(schedule=name, warmup_steps=7, **keys), 1000))  # type: ignore[arg-type]
+        for name in ("hybrid", "after_warmup")
+        for keys in ({}, by_share)
+    ]
+    assert found == [
+        "2000 free steps, then 1000 balanced",
+        "500 free steps, then 250 balanced",
+        "7 free steps, then every step balanced",
+        "100 free steps, then every step balanced",
+    ]
