@@ -140,7 +140,7 @@ def test_loss_weighting_runs_in_every_step_of_the_fourth_stage(method: str) -> N
     keys = [f"turbotrain.manual.weighting={method}", "turbotrain.balance.args.dwa.window=7"]
     balance = manual(*keys)[3].balance
     assert balance is not None
-    assert (balance.method, balance.free_steps, balance.balance_steps) == (method, 0, 1)
+    assert (balance.method, balance.schedule) == (method, "every_step")
     assert balance.args.dwa.window == 7
 
 
