@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,25 @@ _LOG = logging.getLogger(__name__)
 
 Batches = Sequence[Mapping[str, Tensor]]
 """Task -> detached loss, for every micro-batch of a step, the one under way included."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """One micro-batch of a balanced step.
+
+    Attributes:
+        losses: Task -> loss times the loss scale; those without a graph left out.
+        leaves: The leaves each task reaches on any process.
+        scale: Loss scale.
+        batches: Losses of all tasks over the step so far, without the loss scale.
+        check: What the gradients are checked by; None: they have been checked before.
+    """
+
+    losses: Mapping[str, Tensor]
+    leaves: Leaves
+    scale: float
+    batches: Batches
+    check: SumCheck | None
 
 
 class GatheredStep:
@@ -150,12 +170,13 @@ class GatheredStep:
         if scale == 1.0:
             scaled = dict(losses)
         check = None if self._checked or len(losses) < 2 else SumCheck()
+        given = _MicroBatch(scaled, leaves, scale, batches, check)
         if self._source == FEATURE:
-            self._add_at_feature(scaled, leaves, scale, batches, check)
+            self._add_at_feature(given)
         elif self._source == CUT:
-            self._add_above_cut(scaled, leaves, scale, batches, check)
+            self._add_above_cut(given)
         else:
-            self._add_exact(scaled, leaves, scale, batches, check)
+            self._add_exact(given)
         if check is not None:
             self._checked = check.conclusive
 
@@ -173,68 +194,48 @@ class GatheredStep:
             self._sharing.examine(leaves)
         return leaves
 
-    def _add_exact(
-        self,
-        losses: Mapping[str, Tensor],
-        leaves: Leaves,
-        scale: float,
-        batches: Batches,
-        check: SumCheck | None,
-    ) -> None:
-        found = self._differentiate(losses, leaves_of_tasks(losses), check)
-        self._gradients.add(average_gradients(found, leaves))
+    def _add_exact(self, given: _MicroBatch) -> None:
+        found = self._differentiate(given.losses, leaves_of_tasks(given.losses), given.check)
+        self._gradients.add(average_gradients(found, given.leaves))
         balanced = self._sharing.select(self._gradients)
-        weights, direction = self._decide(balanced, scale, batches)
+        weights, direction = self._decide(balanced, given)
         if direction is None:
             self._gradients.write(weights, set(balanced))
         else:
-            self._gradients.write_direction(direction, self._sharing.named(balanced), scale)
+            self._gradients.write_direction(direction, self._sharing.named(balanced), given.scale)
 
-    def _add_above_cut(
-        self,
-        losses: Mapping[str, Tensor],
-        leaves: Leaves,
-        scale: float,
-        batches: Batches,
-        check: SumCheck | None,
-    ) -> None:
+    def _add_above_cut(self, given: _MicroBatch) -> None:
         below = self._below
         if self._sharing.examined and not self._sharing.found - below:
             raise UserError(
                 f"All shared parameters lie below the cut {', '.join(self._cut)}: nothing is left "
                 "to weigh the tasks by; set turbotrain.balance.cut to modules nearer to the input."
             )
-        stopped = sweep.sweep_until(losses, sweep.Boundary(below), check)
+        stopped = sweep.sweep_until(given.losses, sweep.Boundary(below), given.check)
         above, passed = _split(stopped.upper, below)
         rows = {
-            task: tuple(p for p in reached if p not in below) for task, reached in leaves.items()
+            task: tuple(p for p in reached if p not in below)
+            for task, reached in given.leaves.items()
         }
         self._gradients.add(average_gradients(above, rows))
         balanced = self._sharing.select(self._gradients)
-        weights, _ = self._decide(balanced, scale, batches)
+        weights, _ = self._decide(balanced, given)
         rest = sweep.Stopped(passed, stopped.flows, stopped.rest)
-        combined = rest.finish(weights, self._shared_among(leaves))
-        lower = [leaf for leaf in _all_leaves(leaves) if leaf in below]
+        combined = rest.finish(weights, self._shared_among(given.leaves))
+        lower = [leaf for leaf in _all_leaves(given.leaves) if leaf in below]
         self._gradients.add_combined(average_combined(combined, lower))
         self._gradients.write(weights, set(balanced))
 
-    def _add_at_feature(
-        self,
-        losses: Mapping[str, Tensor],
-        leaves: Leaves,
-        scale: float,
-        batches: Batches,
-        check: SumCheck | None,
-    ) -> None:
+    def _add_at_feature(self, given: _MicroBatch) -> None:
         boundary = sweep.Boundary(self._sharing.found, at_feature=True)
-        stopped = sweep.sweep_until(losses, boundary, check)
-        if len(losses) > 1 and not stopped.rest:
+        stopped = sweep.sweep_until(given.losses, boundary, given.check)
+        if len(given.losses) > 1 and not stopped.rest:
             raise UserError(
-                f"The losses {', '.join(losses)} have no feature at which all their paths into "
-                "shared parameters can be cut (a parameter may be used both before and after it); "
-                "use the gradient source 'cut' or 'exact_low_memory'."
+                f"The losses {', '.join(given.losses)} have no feature at which all their paths "
+                "into shared parameters can be cut (a parameter may be used both before and after "
+                "it); use the gradient source 'cut' or 'exact_low_memory'."
             )
-        tasks = tuple(leaves)
+        tasks = tuple(given.leaves)
         flows = [stopped.flows.get(task, {}) for task in tasks] if stopped.rest else []
         places = dict.fromkeys(place for flow in flows for place in flow)
         local = inner_products(flows, places) if flows else torch.zeros(len(tasks), len(tasks))
@@ -242,9 +243,9 @@ class GatheredStep:
         products = sum_over_processes(local.double(), self._home) / process_count() ** 2
         self._gradients.add({task: {} for task in tasks})
         self._gradients.add_products(tasks, products)
-        weights, _ = self._decide(None, scale, batches)
-        combined = stopped.finish(weights, self._shared_among(leaves))
-        self._gradients.add_combined(average_combined(combined, _all_leaves(leaves)))
+        weights, _ = self._decide(None, given)
+        combined = stopped.finish(weights, self._shared_among(given.leaves))
+        self._gradients.add_combined(average_combined(combined, _all_leaves(given.leaves)))
         self._gradients.write(weights, frozenset())
 
     # ------------------------------------------------------------------------------------ its parts
@@ -257,24 +258,23 @@ class GatheredStep:
         return self._sharing.known[0].device
 
     def _decide(
-        self, balanced: Sequence[Tensor] | None, scale: float, batches: Batches
+        self, balanced: Sequence[Tensor] | None, given: _MicroBatch
     ) -> tuple[dict[str, float], dict[str, Tensor] | None]:
         """Weigh the tasks by what has been gathered.
 
         Args:
             balanced: Parameters to compare the gradients over; None: over the feature.
-            scale: Loss scale of what has been gathered.
-            batches: The losses.
+            given: The micro-batch under way.
         """
         tasks = self._gradients.tasks
         rows: tuple[dict[str, Tensor], ...] = ()
         if balanced is None:
-            gramian = self._gradients.products() / scale**2
+            gramian = self._gradients.products() / given.scale**2
         else:
-            gramian = self._gradients.gramian(balanced) / scale**2
+            gramian = self._gradients.gramian(balanced) / given.scale**2
             if self._method.needs_rows:
-                rows = self._gradients.rows(self._sharing.named(balanced), scale)
-        self.evidence = TaskStep(tasks, gramian, sum_over_batches(batches, tasks), rows)
+                rows = self._gradients.rows(self._sharing.named(balanced), given.scale)
+        self.evidence = TaskStep(tasks, gramian, sum_over_batches(given.batches, tasks), rows)
         weights, direction = decide(self._method, self.evidence)
         self.decision = Decision(tasks, gramian, weights)
         return weights, direction

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.resumed import resumed
 from turbotrain_plugin.balancing import BALANCERS, GradientBalancer, StepBalancer, TaskStep
 from turbotrain_plugin.structures import UserError
 
@@ -100,11 +101,7 @@ def test_resume_is_exact_to_the_bit(
     for stop in (2, 5):
         model, balancer = make()
         records = train(model, balancer, inputs, stop)
-        torch.save({"m": model.state_dict(), "o": balancer.state_dict()}, tmp_path / "last.ckpt")
-        model, balancer = make()
-        loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
-        model.load_state_dict(loaded["m"])
-        balancer.load_state_dict(loaded["o"])
+        model, balancer = resumed(model, balancer, make, tmp_path / "last.ckpt")
         assert records + train(model, balancer, inputs, 11 - stop) == expected
         for left, right in zip(model.parameters(), straight_model.parameters(), strict=True):
             assert torch.equal(left, right)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers.made_backwards import CountBackward, Unrepeatable
 from turbotrain_plugin.balancing import Balancer, GradientBalancer, sweep
 from turbotrain_plugin.balancing.sweep import Boundary, sweep_until, torch_starts_inside_graphs
 from turbotrain_plugin.structures import UserError
@@ -20,21 +21,6 @@ MakeModel = Callable[..., Any]  # the TwoTasks of conftest.py
 needs_edges = pytest.mark.skipif(
     not torch_starts_inside_graphs(), reason="torch cannot start inside a graph"
 )
-
-
-class Count(torch.autograd.Function):
-    """Identity that counts the backward passes through it."""
-
-    passes = 0
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        Count.passes += 1
-        return gradient
 
 
 class Net(nn.Module):
@@ -52,7 +38,7 @@ class Net(nn.Module):
         self.double()
 
     def encode(self, x: Tensor) -> Tensor:
-        counted: Tensor = Count.apply(torch.tanh(self.encoder["low"](x)))  # type: ignore[no-untyped-call]
+        counted: Tensor = CountBackward.apply(torch.tanh(self.encoder["low"](x)))  # type: ignore[no-untyped-call]
         high = torch.tanh(self.encoder["high"](counted))
         self.low = counted
         return high
@@ -155,9 +141,9 @@ def test_passes_through_the_encoder(
     balancer = balance(model, source, **keys)
     balancer.backward(model(inputs))  # with the self-check
     balancer.zero_grad()
-    Count.passes = 0
+    CountBackward.passes = 0
     balancer.backward(model(inputs))
-    assert Count.passes == passes
+    assert CountBackward.passes == passes
 
 
 @needs_edges
@@ -350,21 +336,6 @@ def test_a_parameter_used_on_both_sides_has_no_feature(inputs: Tensor) -> None:
 
     with pytest.raises(UserError, match="have no feature at which all their paths"):
         balance(model, "feature").backward(losses())
-
-
-class Unrepeatable(torch.autograd.Function):
-    """Wrong from the second backward pass on."""
-
-    passes = 0
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        Unrepeatable.passes += 1
-        return gradient / Unrepeatable.passes
 
 
 @needs_edges

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers.made_backwards import CountBackward, Unrepeatable
 from turbotrain_plugin.balancing import Balancer, GradientBalancer
 from turbotrain_plugin.structures import UserError
 
@@ -115,21 +116,6 @@ def test_a_free_step_is_the_bits_of_an_ordinary_step(
 
 def insert_after(layer: nn.Module, function: Any) -> None:  # noqa: ANN401
     layer.register_forward_hook(lambda _module, _inputs, out: function.apply(out))
-
-
-class CountBackward(torch.autograd.Function):
-    """Identity that counts the backward passes through it."""
-
-    passes = 0
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        CountBackward.passes += 1
-        return gradient
 
 
 def test_passes_through_the_trunk(
@@ -476,27 +462,12 @@ def test_parameters_of_another_optimizer_get_their_ordinary_gradient(
 @pytest.fixture
 def unrepeatable() -> Callable[[nn.Module], None]:
     """Put an operator into a trunk that answers each backward pass differently."""
-    OverwritesItsBuffer.passes = 0
+    Unrepeatable.passes = 0
 
     def put(model: nn.Module) -> None:
-        insert_after(model.get_submodule("trunk.3"), OverwritesItsBuffer)
+        insert_after(model.get_submodule("trunk.3"), Unrepeatable)
 
     return put
-
-
-class OverwritesItsBuffer(torch.autograd.Function):
-    """Wrong from the second backward pass on, as an in-place custom operator would be."""
-
-    passes = 0
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        OverwritesItsBuffer.passes += 1
-        return gradient / OverwritesItsBuffer.passes
 
 
 def test_self_check_stops_a_model_with_an_unrepeatable_backward(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from tests.helpers.resumed import resumed
 from turbotrain_plugin.balancing import (
     BALANCERS,
     GradientBalancer,
@@ -175,11 +176,7 @@ def test_resume_in_the_middle_of_a_cycle(
     expected = train(straight_model, straight, inputs, 8)
     model, balancer = make()
     records = train(model, balancer, inputs, stop)
-    torch.save({"m": model.state_dict(), "o": balancer.state_dict()}, tmp_path / "last.ckpt")
-    model, balancer = make()
-    loaded = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    model.load_state_dict(loaded["m"])
-    balancer.load_state_dict(loaded["o"])
+    model, balancer = resumed(model, balancer, make, tmp_path / "last.ckpt")
     assert balancer.steps_taken == stop
     records += train(model, balancer, inputs, 8 - stop)
     assert records == expected

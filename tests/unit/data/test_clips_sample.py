@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.helpers.made_clips import OPTIONS
 from tests.helpers.made_scenes import (
     MadeAgent,
     MadeObject,
@@ -24,16 +25,6 @@ from turbotrain_plugin.data.formats import V2XPnPSeqReader, open_root
 from turbotrain_plugin.data.windows import ClipOptions
 from turbotrain_plugin.structures import INFRASTRUCTURE, VEHICLE, GroundTruth, Sample
 
-OPTIONS = ClipOptions(
-    mode="vc",
-    comm_range_m=50.0,
-    max_agents=4,
-    range_m=(-102.4, -40.0, -8.0, 102.4, 40.0, 4.0),
-    hist_frames=3,
-    future_steps=4,
-    step_frames=5,
-    classes=("Car", "PoliceCar"),
-)
 FRAMES = 41
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.made_clips import OPTIONS
 from tests.helpers.made_formats import OPV2V_SCENE, ascii_pcd, write_opv2v, write_v2v4real
 from tests.helpers.made_scenes import (
     MadeAgent,
@@ -26,20 +27,9 @@ from tests.helpers.made_scenes import (
 from turbotrain_plugin.data.clips import build_sample, select_objects
 from turbotrain_plugin.data.formats import ScenarioReader, open_root
 from turbotrain_plugin.data.inspect import root_stats, verify_root
-from turbotrain_plugin.data.windows import ClipOptions
 from turbotrain_plugin.structures import GroundTruth, UserError
 
 NAME = "2023-04-04-15-58-18_30_0"
-OPTIONS = ClipOptions(
-    mode="vc",
-    comm_range_m=50.0,
-    max_agents=4,
-    range_m=(-102.4, -40.0, -8.0, 102.4, 40.0, 4.0),
-    hist_frames=3,
-    future_steps=4,
-    step_frames=5,
-    classes=("Car", "PoliceCar"),
-)
 CAR = MadeAgent(1, (0.0, 0.0, 1.9))
 
 
