@@ -20,12 +20,14 @@ RECORDING_HZ: Final = 10.0
 """Rate of the frame grid of a recording."""
 
 EGO_RULES: Final = {
-    "vc": "the vehicle of smallest number that has points; all agents cooperate",
-    "ic": "the roadside unit of smallest number that has points; all agents cooperate",
-    "v2v": "the vehicle of smallest number that has points; vehicles only",
-    "i2i": "the roadside unit of smallest number that has points; roadside units only",
+    "vc": ("the vehicle of smallest number that has points", "all agents cooperate"),
+    "ic": ("the roadside unit of smallest number that has points", "all agents cooperate"),
+    "v2v": ("the vehicle of smallest number that has points", "vehicles only"),
+    "i2i": ("the roadside unit of smallest number that has points", "roadside units only"),
 }
-"""Who is the ego in evaluation, by ``dataset_mode``; the sign of a number does not count."""
+"""Who is the ego in evaluation and whom it hears, by ``dataset_mode``; the sign of a number does
+not count."""
+_ALONE: Final = "it hears nobody, objects are those that all agents have labelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +132,13 @@ def protocol_of(config: RunConfig, range_m: tuple[float, ...]) -> EvaluationProt
     """
     data, settings = config.turbotrain.data, config.turbotrain.evaluation
     post = config.postprocess
+    ego, heard = EGO_RULES[config.dataset_mode]
+    alone = config.model.args.fusion.core_method == "no_fusion"
     return EvaluationProtocol(
         evaluation_range_m=range_m,
         point_range_m=config.preprocess.cav_lidar_range,
         dataset_mode=config.dataset_mode,
-        ego_rule=EGO_RULES[config.dataset_mode],
+        ego_rule=f"{ego}; {_ALONE if alone else heard}",
         comm_range_m=config.comm_range,
         max_agents=config.train_params.max_cav,
         classes=data.classes,

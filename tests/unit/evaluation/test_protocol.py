@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from tests.helpers.made_detections import run_config
-from turbotrain_plugin.config import EvaluationConfig, RunConfig
+from turbotrain_plugin.config import (
+    EvaluationConfig,
+    FusionConfig,
+    ModelArgs,
+    ModelConfig,
+    RunConfig,
+)
 from turbotrain_plugin.evaluation import EvaluationProtocol, protocol_of, split_hash
 
 RANGE = (-102.4, -40.0, -5.0, 102.4, 40.0, 3.0)
@@ -91,6 +97,13 @@ def test_every_mode_has_an_ego_rule(mode: str) -> None:
     kind = "vehicle" if mode in ("vc", "v2v") else "roadside unit"
     rule = protocol(replace(RunConfig(), dataset_mode=mode)).ego_rule
     assert rule.startswith(f"the {kind} of smallest number")
+
+
+def test_a_network_without_fusion_hears_nobody() -> None:
+    args = replace(ModelArgs(), fusion=FusionConfig(core_method="no_fusion"))
+    alone = replace(RunConfig(), model=ModelConfig(args=args))
+    assert "hears nobody" in protocol(alone).ego_rule
+    assert "all agents cooperate" in protocol(RunConfig()).ego_rule
 
 
 def test_protocol_cannot_be_changed() -> None:
