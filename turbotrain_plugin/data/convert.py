@@ -48,8 +48,8 @@ def convert_roots(
 ) -> Conversion:
     """Write dataset folders in another format, as ``out/<split>/<scene>``.
 
-    Roadside units are left out, with a warning, where the target has none. Maps go into V2XPnP-Seq
-    and V2X-Real only.
+    Roadside units and maps are left out, with a warning, where the target has no place for them;
+    V2XPnP-Seq and V2X-Real alone have one for maps.
 
     Args:
         roots: Roots or split folders.
@@ -75,7 +75,11 @@ def convert_roots(
             written = _write_scene(reader, scene, writer, out)
             scenes += written[0] > 0
             frames, clouds = frames + written[0], clouds + written[1]
-        maps = _write_maps(reader, out) if FORMATS[target] is FORMATS["v2xpnp_seq"] else 0
+        maps = 0
+        if FORMATS[target] is FORMATS["v2xpnp_seq"]:
+            maps = _write_maps(reader, out)
+        elif any(reader.read_map(scene) is not None for scene in reader.scenes):
+            _LOG.warning("left out the vector maps: %s has no place for them", target)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}).") from error
     if progress is not None:

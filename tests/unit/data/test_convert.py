@@ -79,6 +79,19 @@ def test_maps_go_with_their_area(root: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(first.lanes[0].polyline, second.lanes[0].polyline)
 
 
+def test_maps_that_find_no_place_are_told_of(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "left out the vector maps: opv2v has no place for them"
+    convert_roots([root], "auto", "opv2v", tmp_path / "out")
+    assert said in caplog.messages
+    caplog.clear()
+    convert_roots([tmp_path / "out"], "auto", "opv2v", tmp_path / "again")
+    assert said not in caplog.messages
+    convert_roots([root], "auto", "v2xreal", tmp_path / "with")
+    assert not caplog.messages
+
+
 def test_label_frames_without_a_cloud_stay_so(root: Path, tmp_path: Path) -> None:
     (root / "train" / JUNCTION / "1" / "000001.bin").unlink()
     done = convert_roots([root], "auto", "opv2v", tmp_path / "out")
