@@ -1,0 +1,78 @@
+"""``train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
+
+
+def add_train(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add ``train``."""
+    parser = verbs.add_parser("train", help="train all stages of a hypes file, then evaluate")
+    add_hypes(parser)
+    parser.add_argument("--model_dir", type=Path, metavar="DIR", help="run folder to go on in")
+    parser.add_argument("--resume", action="store_true", help="go on exactly where a run stopped")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, help="replaces the file's seed")
+    parser.add_argument("--half", action="store_true", help="mixed precision (bf16)")
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="resolved settings, parameters, memory and time of one step; trains nothing",
+    )
+    parser.set_defaults(run=_train)
+
+
+def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Add ``evaluate``."""
+    parser = verbs.add_parser(
+        "evaluate", aliases=["inference"], help="metrics, tables and pictures of a run folder"
+    )
+    parser.add_argument("--model_dir", type=Path, metavar="DIR", required=True, help="run folder")
+    parser.add_argument("--epoch", type=int, help="evaluate net_epoch<N>.pth (default: best.ckpt)")
+    parser.add_argument("--split", default="test", choices=("train", "validate", "test"))
+    parser.add_argument("--dataset_mode", choices=("vc", "ic", "v2v", "i2i"), help="other mode")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: the run folder)"
+    )
+    add_override(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.run import TrainRequest, train
+
+    return train(
+        TrainRequest(
+            hypes=options.hypes,
+            model_dir=options.model_dir,
+            resume=options.resume,
+            overrides=options.overrides,
+            device=options.device,
+            seed=options.seed,
+            half=options.half,
+            dry_run=options.dry_run,
+        )
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.assembly import pick_device
+    from turbotrain_plugin.engine.evaluate import evaluate_run
+
+    overrides = list(options.overrides)
+    if options.dataset_mode:
+        overrides.append(f"dataset_mode={options.dataset_mode}")
+    evaluate_run(
+        options.model_dir,
+        device=pick_device(options.device),
+        split=options.split,
+        epoch=options.epoch,
+        overrides=overrides,
+        out=options.out,
+    )
+    return 0
