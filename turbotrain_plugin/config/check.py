@@ -183,6 +183,11 @@ def _channels(config: RunConfig) -> Iterator[str]:
     ratio = args.compression.ratio
     if ratio < 0 or (ratio and args.channels % ratio):
         yield f"model.args.compression.ratio must be 0 or divide {args.channels}. Found {ratio}."
+    elif ratio and args.fusion.core_method in ("early", "late"):
+        yield (
+            "model.args.compression.ratio must be 0 with early or late fusion, which send points "
+            f"or objects and no maps. Found {ratio}."
+        )
 
 
 def _training(config: RunConfig) -> Iterator[str]:

@@ -70,6 +70,8 @@ class FusionConfig:
             "ffnet",
             "cobevflow",
             "no_fusion",
+            "early",
+            "late",
         ),
     )
     windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP, V2X-ViT: window sizes in cells.")

@@ -21,6 +21,7 @@ from turbotrain_plugin.data.augment import augment, draw
 from turbotrain_plugin.data.clips import ClipBuilder, select_objects
 from turbotrain_plugin.data.formats import open_root
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
+from turbotrain_plugin.data.joined import busiest_neighbour, join_agents, single_agent
 from turbotrain_plugin.data.prepare import (
     PreparedSample,
     SampleMap,
@@ -48,7 +49,7 @@ PURPOSES: Final = ("pretrain", "train", "evaluate")
 SPLITS: Final = ("train", "validate", "test")
 
 # First words of the seeds, so that one kind of draw never repeats another (3: loader.py).
-_EGO_DRAW, _SAMPLE_DRAW = 1, 2
+_EGO_DRAW, _SAMPLE_DRAW, _AGENT_DRAW = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         purpose: ``pretrain``: augmented, random ego, current points for reconstruction, no labels
             and no map needed. ``train``: augmented, random ego, targets. ``evaluate``: no
             augmentation, fixed ego, the higher voxel limit, the same sample in every epoch.
+
+    With early fusion a sample's agents become one that saw all points. With late fusion a sample
+    holds one of its agents, drawn at random, and the objects that its points hit, but all agents
+    for ``evaluate``.
 
     Raises:
         UserError: If the roots hold no usable scene or the keys ask for what is not offered.
@@ -108,6 +113,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         train = purpose == "train"
         self._scenes = _labelled_scenes(self.reader, roots) if train else self.reader.scenes
         self._windows = ClipIndex(self._scenes, self.options)
+        method = config.model.args.fusion.core_method
+        self._joins = method == "early"
+        self._separates = method == "late" and purpose != "evaluate"
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -120,6 +128,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         """
         rng = self._rng(_SAMPLE_DRAW, key.epoch, key.index)
         sample = self._raw(key, rng)
+        sent_points = None
+        if self._joins:
+            sent_points = busiest_neighbour(sample, self.grid.range_m)
+            sample = join_agents(sample)
         limits = self.config.preprocess.args
         evaluate = self.purpose == "evaluate"
         max_voxels = limits.max_voxel_test if evaluate else limits.max_voxel_train
@@ -136,6 +148,7 @@ class CooperativeDataset(Dataset[PreparedSample]):
                 reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
             ),
             truth=sample.truth,
+            sent_points=sent_points,
         )
 
     @property
@@ -144,7 +157,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         return tuple(self._scenes[number].name for number in self._windows.scene_numbers())
 
     def sample(self, key: SampleKey) -> Sample:
-        """Return the sample as the network sees it, with raw points in place of voxels."""
+        """Return the sample as the network sees it, with raw points in place of voxels.
+
+        Clouds are not joined yet, so that pictures tell whose a point is.
+        """
         return self._raw(key, self._rng(_SAMPLE_DRAW, key.epoch, key.index))
 
     def describe(self, key: SampleKey) -> str:
@@ -168,6 +184,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         sample = self._clips.build(self._scenes[window.scene], window.frame, ego_rng)
         if self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment):
             sample = augment(sample, draw(self.config.data_augment, rng))
+        if self._separates:
+            agent = self._rng(_AGENT_DRAW, key.epoch, key.index).integers(len(sample.agent_ids))
+            sample = single_agent(sample, int(agent))
         return select_objects(sample, self.options)
 
     def _rng(self, draw_kind: int, epoch: int, number: int) -> np.random.Generator:

@@ -112,15 +112,18 @@ class CooperativeNetwork(nn.Module):
     def forward(self, batch: Batch) -> Predictions:
         """Return the raw head outputs for a batch."""
         fused = self.fused_features(batch)
-        predictions = self.heads(fused.features, batch.map)
+        predictions = self.heads(fused.features, _tokens_of(batch.map, fused.rows))
         return replace(
             predictions,
             auxiliary_losses=fused.auxiliary_losses,
             message_bytes=fused.message_bytes,
+            rows=fused.rows,
         )
 
     def fused_features(self, batch: Batch, voxel_features: Tensor | None = None) -> FusionOutput:
         """Return what the heads read, (B, C, H, W), from points to the end of agent fusion.
+
+        Late fusion leaves one map per agent in place of B.
 
         Args:
             batch: The batch.
@@ -163,6 +166,7 @@ class CooperativeNetwork(nn.Module):
             features=fused.features if self._neck_first else self.neck(fused.features),
             auxiliary_losses=fused.auxiliary_losses,
             message_bytes=fused.message_bytes // ratio + fused.side_bytes,
+            rows=fused.rows,
         )
 
     def heads(self, features: Tensor, map_tokens: MapTokens | None) -> Predictions:
@@ -198,6 +202,7 @@ class CooperativeNetwork(nn.Module):
             time_offset_s=batch.time_offset_s,
             ego_SE3_agent=ego_SE3_agent,
             frames=frames,
+            sent_points=batch.sent_points,
         )
 
     def shared_modules(self) -> dict[str, nn.Module]:
@@ -211,6 +216,13 @@ class CooperativeNetwork(nn.Module):
             "fusion": self.fusion,
         }
         return {name: module for name, module in shared.items() if module is not None}
+
+
+def _tokens_of(tokens: MapTokens | None, rows: Tensor | None) -> MapTokens | None:
+    """Return the map once for every output of a sample; all of them are in the ego frame."""
+    if tokens is None or rows is None:
+        return tokens
+    return replace(tokens, nearest=tokens.nearest.repeat_interleave(rows, dim=0))
 
 
 def _head_channels(args: ModelArgs) -> int:
