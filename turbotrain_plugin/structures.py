@@ -224,6 +224,7 @@ class Batch:
         truth: One entry a sample (None for unlabelled logs).
         keys: (scene, frame, ego id) of each sample, for messages.
         sent_points: (B,) int64, points of the busiest neighbour if clouds were joined, else None.
+        joined: The same samples with joined clouds, for a teacher; None without one.
     """
 
     record_len: Tensor
@@ -238,6 +239,7 @@ class Batch:
     truth: list[GroundTruth | None]
     keys: list[tuple[str, int, int]]
     sent_points: Tensor | None = None
+    joined: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""
@@ -274,6 +276,7 @@ class FusionContext:
         frames: The frames behind the features; None unless the fusion asks (``needs_frames``).
         labels: (B, H, W, anchors) int8 as in ``Targets``; None where nothing is supervised.
         sent_points: (B,) int64 as in ``Batch``.
+        taught: (B, C, H, W), a teacher's map in place of the fused one; None without teacher.
     """
 
     record_len: Tensor
@@ -284,6 +287,7 @@ class FusionContext:
     frames: FrameMaps | None = None
     labels: Tensor | None = None
     sent_points: Tensor | None = None
+    taught: Tensor | None = None
 
 
 @dataclass(slots=True)

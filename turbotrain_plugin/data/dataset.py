@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -73,7 +73,7 @@ class CooperativeDataset(Dataset[PreparedSample]):
 
     With early fusion a sample's agents become one that saw all points. With late fusion a sample
     holds one of its agents, drawn at random, and the objects that its points hit, but all agents
-    for ``evaluate``.
+    for ``evaluate``. For DiscoNet's teacher, training samples carry their joined clouds beside.
 
     Raises:
         UserError: If the roots hold no usable scene or the keys ask for what is not offered.
@@ -116,6 +116,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         method = config.model.args.fusion.core_method
         self._joins = method == "early"
         self._separates = method == "late" and purpose != "evaluate"
+        self._teaches = bool(
+            method == "disconet" and config.model.args.fusion.distill.teacher and train
+        )
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -135,20 +138,31 @@ class CooperativeDataset(Dataset[PreparedSample]):
         limits = self.config.preprocess.args
         evaluate = self.purpose == "evaluate"
         max_voxels = limits.max_voxel_test if evaluate else limits.max_voxel_train
+        prepared = self._prepared(sample, max_voxels, rng)
+        joined = None
+        if self._teaches:
+            # As many voxels as the agents have apart (our choice).
+            clouds = replace(join_agents(sample), truth=None, map=None)
+            joined = self._prepared(clouds, max_voxels * len(sample.agent_ids), rng)
+        return replace(prepared, sent_points=sent_points, joined=joined)
+
+    def _prepared(
+        self, sample: Sample, max_voxels: int, rng: np.random.Generator
+    ) -> PreparedSample:
+        max_points = self.config.preprocess.args.max_points_per_voxel
         return PreparedSample(
             key=(sample.scene, sample.frame, sample.agent_ids[0]),
             agent_types=sample.agent_types,
             frame_valid=sample.frame_valid,
             time_offset_s=sample.time_offset_s,
             ego_SE3_agent=sample.ego_SE3_agent,
-            voxels=sample_voxels(sample, self.grid, limits.max_points_per_voxel, max_voxels, rng),
+            voxels=sample_voxels(sample, self.grid, max_points, max_voxels, rng),
             map=self._map(sample),
             targets=self._targets(sample),
             reconstruction=(
                 reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
             ),
             truth=sample.truth,
-            sent_points=sent_points,
         )
 
     @property

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import yaml
 
-from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.config import load_hypes
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.stages import Stage, network_config, stages_of
+from turbotrain_plugin.engine.stages import network_config, stage_behind
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import results_csv, results_table
@@ -54,7 +54,7 @@ def evaluate_run(
     stages = _stage_records(folder)
     out = _made(out or (folder if split == "test" else folder / split))
     state = checkpoints.load(weights_file)
-    measured = network_config(config, _stage_behind(state, config, folder))
+    measured = network_config(config, stage_behind(state, config, folder))
     dataset = build_dataset(measured, split, "evaluate")
     network = build_network(measured, dataset)
     checkpoints.load_weights(network, checkpoints.model_weights(state), weights_file)
@@ -82,22 +82,6 @@ def evaluate_run(
     emit("\n".join(["", "pictures:", *(f"  {path}" for path in pictures)]))
     emit(f"results:\n  {out / 'results.json'}")
     return results
-
-
-def _stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
-    """Return the stage that weights are of: a run may have stopped in one with another network.
-
-    ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.
-    """
-    stages = stages_of(config)
-    last = folder / checkpoints.LAST
-    by_name = {stage.name: stage for stage in stages}
-    if "stage" in state:
-        return by_name.get(state["stage"], stages[-1])
-    if "position" not in state and last.is_file():
-        state = checkpoints.load_run_state(last)
-    index = state["position"]["stage"] if "position" in state else len(stages) - 1
-    return stages[min(index, len(stages) - 1)]
 
 
 def _stage_records(folder: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from turbotrain_plugin.engine.stages import (
     training_config,
 )
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner
+from turbotrain_plugin.engine.teacher import load_teacher
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.pretraining import transfer_weights
 
@@ -115,7 +116,8 @@ class Trainer:
     ) -> Learner:
         if stage.kind == PRETRAIN:
             return PretrainLearner(network, dataset.grid, self._config.turbotrain.pretrain)
-        return FinetuneLearner(network, self._config.loss.args)
+        teacher = load_teacher(network_config(self._config, stage), self._device)
+        return FinetuneLearner(network, self._config.loss.args, teacher)
 
     def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
         if stage.starts_from is None:

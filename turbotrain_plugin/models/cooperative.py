@@ -109,9 +109,9 @@ class CooperativeNetwork(nn.Module):
             else None
         )
 
-    def forward(self, batch: Batch) -> Predictions:
-        """Return the raw head outputs for a batch."""
-        fused = self.fused_features(batch)
+    def forward(self, batch: Batch, taught: Tensor | None = None) -> Predictions:
+        """Return the raw head outputs for a batch; ``taught`` is a teacher's ``agent_maps``."""
+        fused = self.fused_features(batch, taught=taught)
         predictions = self.heads(fused.features, _tokens_of(batch.map, fused.rows))
         return replace(
             predictions,
@@ -120,7 +120,12 @@ class CooperativeNetwork(nn.Module):
             rows=fused.rows,
         )
 
-    def fused_features(self, batch: Batch, voxel_features: Tensor | None = None) -> FusionOutput:
+    def fused_features(
+        self,
+        batch: Batch,
+        voxel_features: Tensor | None = None,
+        taught: Tensor | None = None,
+    ) -> FusionOutput:
         """Return what the heads read, (B, C, H, W), from points to the end of agent fusion.
 
         Late fusion leaves one map per agent in place of B.
@@ -128,13 +133,18 @@ class CooperativeNetwork(nn.Module):
         Args:
             batch: The batch.
             voxel_features: (V, D) to use in place of ``voxel_features(batch.voxels)``.
+            taught: (B, C, H, W) that a fusion which learns from a teacher shall resemble.
         """
         maps = self.encode(batch.voxels, voxel_features)
         current = self.fuse_time(maps, batch.frame_valid)
-        context = self.context(batch, maps)
+        context = replace(self.context(batch, maps), taught=taught)
         if batch.targets is not None:
             context = replace(context, labels=batch.targets.labels)
         return self.fuse_agents(self.compress(current), context)
+
+    def agent_maps(self, batch: Batch) -> Tensor:
+        """Return (sum A, C, H, W), what temporal fusion makes of each agent's frames."""
+        return self.fuse_time(self.encode(batch.voxels), batch.frame_valid)
 
     def voxel_features(self, voxels: Voxels) -> Tensor:
         """Return (V, D) inputs of the encoder, D = ``encoder.feature_width``."""
