@@ -52,14 +52,19 @@ ONE_MAP = ("attfuse", "disconet", "fcooper", "v2vnet", "v2xpnp", "v2xvit")
 
 PARAMETERS = {
     "attfuse": 0,
+    "cobevflow": 257,
     "disconet": 70_233,
+    "early": 0,
     "fcooper": 0,
+    "ffnet": 4_288_528,
+    "late": 0,
     "no_fusion": 0,
     "v2vnet": 6_554_880,
     "v2xpnp": 2_138_067,
     "v2xvit": 1_841_875,
 }
-"""At 256 channels. V2X-ViT's docstring says where its count parts from the released model's."""
+"""At 256 channels. Where a count parts from the published one (CoBEVFlow's own confidence,
+V2X-ViT's unused layer), the docstring of the class says why."""
 
 
 def fusions_of(held: str) -> list[tuple[str, int]]:
@@ -123,6 +128,7 @@ def test_a_hundred_rows_work_with_the_default_windows(method: str) -> None:
 
 @pytest.mark.parametrize("method", sorted(PARAMETERS))
 def test_published_size(method: str) -> None:
+    assert set(PARAMETERS) == set(FUSIONS)
     ffn = 256 if method == "v2xvit" else 512
     fusion = FUSIONS[method](FusionConfig(core_method=method, ffn=ffn), 256)
     assert sum(parameter.numel() for parameter in fusion.parameters()) == PARAMETERS[method]
