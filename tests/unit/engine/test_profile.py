@@ -35,7 +35,8 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         outside: Tensor = self.first(x) @ torch.ones(5, 7)
-        return outside.sum() + self.second(image).sum()
+        total: Tensor = outside.sum() + self.second(image).sum()
+        return total
 
 
 def test_a_multiply_add_counts_as_two() -> None:
