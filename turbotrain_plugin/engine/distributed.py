@@ -19,7 +19,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 import torch
-from torch.distributed.rendezvous import rendezvous
 
 from turbotrain_plugin.engine.assembly import pick_device
 from turbotrain_plugin.engine.records import LOG
@@ -70,7 +69,7 @@ def _slurm_tasks(environ: Mapping[str, str]) -> int:
 
 
 def rendezvous_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what PyTorch reads to meet the others, made of Slurm's variables where torchrun's lack.
+    """Return what PyTorch reads to meet the others where only Slurm has said it.
 
     Of Slurm's, the first machine of the step is where they meet, at a port that follows from the
     job's number; ``MASTER_ADDR`` and ``MASTER_PORT`` overrule both.
@@ -145,7 +144,7 @@ def run_together(work: Callable[[torch.device], int], device: str) -> int:
         return USER_ERROR
     _be_quiet(place)
     store = _meet(place)
-    LOG.info("%d processes (%s)", place.world_size, torch.distributed.get_backend_config())
+    LOG.info("%d processes, the first on %s", place.world_size, place.device)
     try:
         code = work(place.device)
     except (UserError, LostProcess) as error:
@@ -160,6 +159,8 @@ def run_together(work: Callable[[torch.device], int], device: str) -> int:
 
 def _meet(place: Place) -> Any:  # noqa: ANN401 - torch's store
     """Set up the process group; return the store that all processes share."""
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "gloo"
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)

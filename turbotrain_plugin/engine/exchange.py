@@ -129,6 +129,22 @@ def synchronise(module: nn.Module) -> None:
         tensor.copy_(held)
 
 
+def synchronise_norms(module: nn.Module, device: torch.device) -> None:
+    """Turn BatchNorms into SyncBatchNorms, which normalise by the batches of all processes.
+
+    Raises:
+        UserError: On a CPU, where PyTorch has none.
+    """
+    if process_count() == 1:
+        return
+    if device.type == "cpu":
+        raise UserError(
+            "turbotrain.sync_batchnorm: PyTorch normalises over processes on GPUs only. Remove the "
+            "key, or train on GPUs."
+        )
+    nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
     """Average the running statistics of what normalises by batch and is in training mode.

@@ -108,6 +108,8 @@ class Trainer:
                 checkpoints.forget_epochs(self._folder)
             self._transfer(stage, network)
         learner = self._learner(stage, network, train_set)
+        if self._config.turbotrain.sync_batchnorm:
+            exchange.synchronise_norms(learner.module, self._device)
         learner.module.to(self._device)
         exchange.synchronise(learner.module)
         loop = StageLoop(stage, learner, train_set, validation_set, context)
