@@ -54,7 +54,7 @@ def launch(processes: int, device: str, arguments: Sequence[str]) -> int:
 def _silence(logger: logging.Logger) -> None:
     """Keep the launcher's own account away; what matters of it is in :func:`explain`."""
     logger.propagate = False
-    logger.addHandler(logging.NullHandler())
+    logger.handlers = [logging.NullHandler()]
 
 
 def check_gpus(processes: int, device: str) -> None:
