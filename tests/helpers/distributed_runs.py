@@ -72,8 +72,13 @@ def digest(module: torch.nn.Module) -> str:
 
 
 @contextmanager
-def watched(ends: list[str], stop_at: int | None = None, who: int = 0) -> Iterator[None]:
-    """Note the weights every stage ends with; send process ``who`` a signal after a step."""
+def watched(
+    ends: list[str], seeds: list[int], stop_at: int | None = None, who: int = 0
+) -> Iterator[None]:
+    """Note the weights every stage ends with and the seed of every step.
+
+    After step ``stop_at`` process ``who`` gets a signal.
+    """
     close, record = StageLoop._close, StageLoop._record
 
     def closed(self: StageLoop) -> None:
@@ -82,6 +87,7 @@ def watched(ends: list[str], stop_at: int | None = None, who: int = 0) -> Iterat
 
     def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
         record(self, result, seconds)
+        seeds.append(torch.initial_seed())
         if self.position.global_step == stop_at and exchange.rank() == who:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -95,15 +101,16 @@ def watched(ends: list[str], stop_at: int | None = None, who: int = 0) -> Iterat
 def train(config: RunConfig, *, resume: Path | None = None, **watch: Any) -> Report:  # noqa: ANN401
     """Run all stages; return how each ended, and where."""
     ends: list[str] = []
+    seeds: list[int] = []
     folder = resume or exchange.shared(lambda: make_run_folder(config))
     stopped = 0
-    with watched(ends, **watch), warnings.catch_warnings():
+    with watched(ends, seeds, **watch), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             Trainer(config, folder, CPU).run(resume=resume is not None)
         except Interrupted as stop:
             stopped = stop.exit_code
-    return {"folder": str(folder), "ends": ends, "stopped": stopped}
+    return {"folder": str(folder), "ends": ends, "seeds": seeds, "stopped": stopped}
 
 
 def validate(file: str) -> Report:
@@ -237,7 +244,13 @@ def exchanged() -> Report:
     rank = exchange.rank()
     order: list[int] = []
     exchange.main_first(lambda: order.append(rank))
+    torch.manual_seed(rank)
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    net.to(memory_format=torch.channels_last)
+    own = digest(net)
+    exchange.synchronise(net)
     return {
+        "net": (own, digest(net)),
         "largest": exchange.largest(10 - rank),
         "shared": exchange.shared(lambda: f"from {rank}"),
         "error": told(complain),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers.balance_matrix import PRECISIONS, SOURCES, ours
 from tests.helpers.made_tasks import TinyTasks, made_inputs
+from turbotrain_plugin.balancing import Balancer, GradientBalancer, ScheduleWarning
 
 ROWS = 24
 """Divides by 3 processes and 4 micro-batches, and by 2 and 4."""
@@ -78,6 +80,59 @@ def counted(calls: list[int]) -> Iterator[None]:
         distributed.all_reduce = reduce
 
 
+def overflow(rank: int) -> list[tuple[int, float, bool]]:
+    """Take three fp16 steps, the second with a gradient that overflows on the last process alone.
+
+    Returns:
+        After each: steps taken, loss scale, whether the weights moved.
+    """
+    found = []
+    model = TinyTasks(dtype=torch.float32)
+    balancer = GradientBalancer(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        free_steps=0,
+        balance_steps=1,
+        named_parameters=list(model.named_parameters()),
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for step in range(3):
+        before = model.encoder[0].weight.detach().clone()
+        balancer.zero_grad()
+        losses = model(made_inputs(seed=rank, dtype=torch.float32))
+        if step == 1 and rank > 0:
+            losses["prediction"] = losses["prediction"] * 1e37
+        balancer.backward(losses, scaler=scaler)
+        scaler.unscale_(balancer)
+        scaler.step(balancer)
+        scaler.update()
+        moved = not torch.equal(model.encoder[0].weight, before)
+        found.append((balancer.steps_taken, scaler.get_scale(), moved))
+    return found
+
+
+class Undecided(Balancer):
+    """Weighs otherwise on every process."""
+
+    def weigh(self, gramian: Tensor) -> Tensor:
+        return torch.full((len(gramian),), 1.0 + torch.distributed.get_rank(), dtype=torch.float64)
+
+
+def of_several_minds(rank: int) -> tuple[dict[str, float], Tensor]:
+    """Return the weights of a step, and what it did."""
+    model = TinyTasks()
+    balancer = GradientBalancer(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        method=Undecided(),
+        free_steps=0,
+        balance_steps=1,
+        named_parameters=list(model.named_parameters()),
+    )
+    balancer.backward(model(made_inputs(seed=rank)))
+    balancer.step()
+    assert balancer.last_record is not None
+    return balancer.last_record.weights, model.encoder[0].weight.detach()
+
+
 def run_cells(rank: int, world: int, folder: str) -> None:
     """Take one step of every cell as process ``rank``; leave what was found in ``folder``."""
     torch.set_num_threads(1)
@@ -85,7 +140,8 @@ def run_cells(rank: int, world: int, folder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
-    found = {}
+    warnings.simplefilter("ignore", ScheduleWarning)
+    found: dict[str, Any] = {"overflow": overflow(rank), "minds": of_several_minds(rank)}
     for name, cell in CELLS.items():
         keys = PRECISIONS[cell.precision]
         calls: list[int] = []

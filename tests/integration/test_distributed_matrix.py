@@ -71,3 +71,19 @@ def test_gradients_travel_once_a_micro_batch(ranks: Found, world: int) -> None:
         each = REDUCTIONS[cell.source] if cell.balanced else 1
         for found in ranks[world]:
             assert found[name]["reductions"] == each * cell.micro_batches, name
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_overflow_on_one_process_skips_the_step_on_all(ranks: Found, world: int) -> None:
+    for found in ranks[world]:
+        assert found["overflow"] == [(1, 1024.0, True), (1, 512.0, False), (2, 512.0, True)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_first_process_decides_for_all(ranks: Found, world: int) -> None:
+    """A method may draw random numbers; weights of their own would let the processes drift."""
+    weights, value = ranks[world][0]["minds"]
+    assert weights == {"detection": 1.0, "prediction": 1.0}
+    for found in ranks[world]:
+        assert found["minds"][0] == weights
+        assert torch.equal(found["minds"][1], value)

@@ -140,8 +140,8 @@ def fail(error: Exception) -> Any:  # noqa: ANN401
 
 
 def test_what_several_processes_find_is_said_once(
-    meet: Any,
-    capsys: pytest.CaptureFixture[str],  # noqa: ANN401
+    meet: Any,  # noqa: ANN401
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     meet(Store())
     assert [run_together(fail(UserError("a")), "cpu") for _ in range(3)] == [2, 2, 2]
