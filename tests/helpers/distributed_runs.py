@@ -214,7 +214,8 @@ def statistics(file: str) -> Report:
     learner.module.train()
     own: list[Tensor] = []
     norm = next(m for m in learner.module.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    norm.register_forward_hook(lambda *_: own.append(norm.running_mean.clone()))
+    running = norm.get_buffer("running_mean")
+    norm.register_forward_hook(lambda *_: own.append(running.clone()))
     optimiser_step(
         learner,
         [batch_of(dataset, (FOUR[exchange.rank()],))],
@@ -224,7 +225,7 @@ def statistics(file: str) -> Report:
         clip_norm=1.0,
         generator=torch.Generator(),
     )
-    return {"own": own[0], "after": norm.running_mean.clone(), "all": digest(learner.module)}
+    return {"own": own[0], "after": running.clone(), "all": digest(learner.module)}
 
 
 def told(make: Callable[[], object]) -> str:
@@ -246,7 +247,7 @@ def exchanged() -> Report:
     exchange.main_first(lambda: order.append(rank))
     torch.manual_seed(rank)
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
-    net.to(memory_format=torch.channels_last)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = digest(net)
     exchange.synchronise(net)
     return {

@@ -80,6 +80,10 @@ def counted(calls: list[int]) -> Iterator[None]:
         distributed.all_reduce = reduce
 
 
+def first_weight(model: TinyTasks) -> Tensor:
+    return model.get_parameter("encoder.0.weight").detach()
+
+
 def overflow(rank: int) -> list[tuple[int, float, bool]]:
     """Take three fp16 steps, the second with a gradient that overflows on the last process alone.
 
@@ -96,7 +100,7 @@ def overflow(rank: int) -> list[tuple[int, float, bool]]:
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(3):
-        before = model.encoder[0].weight.detach().clone()
+        before = first_weight(model).clone()
         balancer.zero_grad()
         losses = model(made_inputs(seed=rank, dtype=torch.float32))
         if step == 1 and rank > 0:
@@ -105,7 +109,7 @@ def overflow(rank: int) -> list[tuple[int, float, bool]]:
         scaler.unscale_(balancer)
         scaler.step(balancer)
         scaler.update()
-        moved = not torch.equal(model.encoder[0].weight, before)
+        moved = not torch.equal(first_weight(model), before)
         found.append((balancer.steps_taken, scaler.get_scale(), moved))
     return found
 
@@ -130,7 +134,7 @@ def of_several_minds(rank: int) -> tuple[dict[str, float], Tensor]:
     balancer.backward(model(made_inputs(seed=rank)))
     balancer.step()
     assert balancer.last_record is not None
-    return balancer.last_record.weights, model.encoder[0].weight.detach()
+    return balancer.last_record.weights, first_weight(model)
 
 
 def run_cells(rank: int, world: int, folder: str) -> None:

@@ -23,6 +23,7 @@ from turbotrain_plugin.engine.distributed import (
 )
 from turbotrain_plugin.engine.interrupts import StopRequest
 from turbotrain_plugin.engine.position import Position
+from turbotrain_plugin.engine.records import LOG
 from turbotrain_plugin.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}
@@ -127,9 +128,9 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     for name, value in {**TORCHRUN, "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    level = distributed.LOG.level
+    level = LOG.level
     yield lambda store: monkeypatch.setattr(distributed, "_meet", lambda _place: store)
-    distributed.LOG.setLevel(level)
+    LOG.setLevel(level)
 
 
 def fail(error: Exception) -> Any:  # noqa: ANN401
@@ -159,12 +160,12 @@ def test_only_the_first_process_logs(meet: Any) -> None:  # noqa: ANN401
     heard: list[bool] = []
 
     def work(_device: torch.device) -> int:
-        heard.append(distributed.LOG.isEnabledFor(logging.INFO))
+        heard.append(LOG.isEnabledFor(logging.INFO))
         return 0
 
-    distributed.LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO)
     assert run_together(work, "cpu") == 0
-    distributed.LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO)
     os.environ["RANK"] = "0"
     assert run_together(work, "cpu") == 0
     assert heard == [False, True]
@@ -191,7 +192,7 @@ def test_why_a_run_ended(
     codes: dict[int, int], code: int, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(launch.LOG, "error", lambda form, *args: said.append(form % args))
+    monkeypatch.setattr(LOG, "error", lambda form, *args: said.append(form % args))
     assert launch.explain(codes) == code
     assert len(said) == bool(text)
     assert all(text in line for line in said)
