@@ -27,6 +27,7 @@ USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code (2 for mistakes of the user)."""
     options = _parser().parse_args(argv)
+    options.command_line = list(sys.argv[1:] if argv is None else argv)
     _configure_log(options.verbose)
     try:
         code: int = options.run(options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from turbotrain_plugin.config import RunConfig, load_hypes
 from turbotrain_plugin.data.targets import grid_from_config
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import new_network
 from turbotrain_plugin.engine.records import LOG
 from turbotrain_plugin.engine.stages import FINETUNE, network_config, stage_behind
@@ -57,20 +57,25 @@ def load_teacher(config: RunConfig, device: torch.device) -> Teacher | None:
     if fusion.core_method != "disconet" or not fusion.distill.teacher:
         return None
     folder = Path(fusion.distill.teacher).expanduser()
+    taught, weights, state = exchange.shared(lambda: _read(folder))
+    _check_fit(config, taught, folder)
+    network = new_network(taught, grid_from_config(taught))
+    checkpoints.load_weights(network, checkpoints.model_weights(state), weights)
+    LOG.info("distilling from %s", weights)
+    return Teacher(network.to(device))
+
+
+def _read(folder: Path) -> tuple[RunConfig, Path, checkpoints.State]:
+    """Return the settings of a run's network, the file of its weights and what that holds."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{KEY}: {folder} is not a run folder, there is no config.yaml.")
     recorded = load_hypes(folder / "config.yaml")
     weights = checkpoints.find_weights(folder)
     state = checkpoints.load(weights)
     stage = stage_behind(state, recorded, folder)
-    taught = network_config(recorded, stage)
     if stage.kind != FINETUNE:
         raise UserError(f"{KEY}: {weights} comes from stage {stage.name}; finish that run first.")
-    _check_fit(config, taught, folder)
-    network = new_network(taught, grid_from_config(taught))
-    checkpoints.load_weights(network, checkpoints.model_weights(state), weights)
-    LOG.info("distilling from %s", weights)
-    return Teacher(network.to(device))
+    return network_config(recorded, stage), weights, state
 
 
 def _check_fit(student: RunConfig, teacher: RunConfig, folder: Path) -> None:
