@@ -102,12 +102,12 @@ def choose_vehicles(
     """Choose the two connected vehicles among the first ``driving`` objects.
 
     Half of them should queue, 30 % pass and 20 % turn. At some time both are within 50 m of each
-    other and of one roadside unit.
+    other and, where there are any, of one roadside unit.
 
     Args:
         objects: The objects of the scene, the moving vehicles first.
         driving: Number of moving vehicles.
-        corners: (2, 2) places of the roadside units.
+        corners: (U, 2) places of the roadside units.
         far: Whether two agents must also be more than 50 m apart at some time.
         rng: Draws the kinds and breaks ties.
 
@@ -144,9 +144,12 @@ def _kind(objects: SceneObjects, i: int) -> str:
 def _distances(objects: SceneObjects, a: int, b: int, corners: F64) -> tuple[bool, bool]:
     """Return whether all are within range at one time, and whether any two are not at another."""
     between = np.linalg.norm(objects.xy[:, a] - objects.xy[:, b], axis=1)
+    together = between < _COOPERATION_M
+    if not len(corners):
+        return bool(together.any()), bool((between > _COOPERATION_M).any())
     to_unit = np.stack(
         [np.linalg.norm(objects.xy[:, i] - corner, axis=1) for i in (a, b) for corner in corners]
-    ).reshape(2, 2, -1)
-    together = (to_unit < _COOPERATION_M).all(axis=0).any(axis=0) & (between < _COOPERATION_M)
+    ).reshape(2, len(corners), -1)
+    together &= (to_unit < _COOPERATION_M).all(axis=0).any(axis=0)
     apart = (between > _COOPERATION_M) | (to_unit > _COOPERATION_M).any(axis=(0, 1))
     return bool(together.any()), bool(apart.any())

@@ -77,6 +77,7 @@ class Preset:
         cloud_stride: Clouds are written at frames divisible by this.
         label_stride: Labels are written at frames divisible by this.
         noise: Flaws of labels and files.
+        layouts: Layouts of the scenes by their numbers, over and over.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Preset:
     cloud_stride: int = 1
     label_stride: int = 1
     noise: LabelNoise = LabelNoise()
+    layouts: tuple[str, ...] = ("junction",)
 
     def __post_init__(self) -> None:
         """Refuse strides that would leave a cloud without labels."""
@@ -101,6 +103,10 @@ class Preset:
                 f"Found {self.frames} and {self.scenes}."
             )
 
+    def layout_of(self, number: int) -> str:
+        """Return the layout of a scene, by its number in the data set."""
+        return self.layouts[number % len(self.layouts)]
+
     def digest(self) -> str:
         """Return 16 hex digits that change with anything in the preset."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
@@ -114,6 +120,9 @@ def _dense_128() -> tuple[float, ...]:
     """Return 128 elevations from -25 to 15 degrees, dense around the horizon."""
     return _uniform(-25.0, -6.5, 30) + _uniform(-6.0, 4.0, 82) + _uniform(4.5, 15.0, 16)
 
+
+_MIXED: Final = ("junction", "junction", "junction", "corridor")
+"""Most scenes of the real data are at the junction, a few in corridors."""
 
 PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(
@@ -131,6 +140,7 @@ PRESETS: Final[dict[str, Preset]] = {
         frames=61,
         vehicle=SensorModel(_uniform(-25.0, 10.0, 32), 900, 120.0),
         roadside=SensorModel(_uniform(-22.5, 22.5, 32), 512, 120.0),
+        layouts=_MIXED,
     ),
     "bench": Preset(
         name="bench",
@@ -139,6 +149,7 @@ PRESETS: Final[dict[str, Preset]] = {
         vehicle=SensorModel(_dense_128()[::2], 1800, 150.0),
         roadside=SensorModel(_uniform(-22.5, 22.5, 64), 1024, 120.0),
         cloud_stride=5,
+        layouts=_MIXED,
     ),
     "probe": Preset(
         name="probe",
