@@ -97,7 +97,13 @@ def junction_corners(rng: np.random.Generator) -> F64:
 
 
 def choose_vehicles(
-    objects: SceneObjects, driving: int, corners: F64, *, far: bool, rng: np.random.Generator
+    objects: SceneObjects,
+    driving: int,
+    corners: F64,
+    *,
+    far: bool,
+    rng: np.random.Generator,
+    least_m: float = 0.0,
 ) -> tuple[int, int] | None:
     """Choose the two connected vehicles among the first ``driving`` objects.
 
@@ -110,6 +116,7 @@ def choose_vehicles(
         corners: (U, 2) places of the roadside units.
         far: Whether two agents must also be more than 50 m apart at some time.
         rng: Draws the kinds and breaks ties.
+        least_m: Least distance between the two half way through.
 
     Returns:
         Two indices; None when no pair will do.
@@ -121,13 +128,15 @@ def choose_vehicles(
     ]
     kinds = {i: _kind(objects, i) for i in able}
     wanted = rng.choice(_KINDS, size=2, p=_KIND_SHARES).tolist()
+    half_way = objects.xy[len(objects.xy) // 2]
+    between = np.linalg.norm(half_way[:, None] - half_way[None], axis=-1)
     best, best_score = None, 0.0
     for a in able:
         for b in able:
             if a == b:
                 continue
             close, apart = _distances(objects, a, b, corners)
-            if not close or (far and not apart):
+            if not close or (far and not apart) or between[a, b] < least_m:
                 continue
             score = 1.0 + (kinds[a] == wanted[0]) + (kinds[b] == wanted[1]) + 0.5 * rng.random()
             if score > best_score:

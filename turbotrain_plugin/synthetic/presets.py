@@ -7,13 +7,24 @@ versions of them for machines without a GPU. All numbers here are our choice.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PRESETS", "SPEC_VERSION", "SPLITS", "LabelNoise", "Preset", "SensorModel"]
+from turbotrain_plugin.errors import UserError
+
+__all__ = [
+    "PRESETS",
+    "REAL_NOISE",
+    "SPEC_VERSION",
+    "SPLITS",
+    "LabelNoise",
+    "Preset",
+    "SensorModel",
+]
 
 SPEC_VERSION: Final = 1
 """Raised whenever the same seed would give other files; part of every cache folder's name."""
@@ -62,6 +73,55 @@ class LabelNoise:
     duplicate_share: float = 0.0
     missing_share: float = 0.0
     nan_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers and shares above 1."""
+        for key, value in asdict(self).items():
+            most = 1.0 if key.endswith("_share") else math.inf
+            if not 0.0 <= value <= most or math.isinf(value):
+                raise ValueError(
+                    f"Parameter `{key}` should be a finite number >= 0"
+                    f"{' and <= 1' if most == 1.0 else ''}. Found {value}."
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> LabelNoise:
+        """Return the noise of a text such as ``real`` or ``flip_share=0.02,nan_share=0.001``.
+
+        ``real`` stands for what was measured on real labels; what comes after it replaces parts.
+
+        Raises:
+            UserError: For an unknown name or an impossible value.
+        """
+        parts = [part.strip() for part in text.split(",")]
+        values = asdict(REAL_NOISE if parts[0] == "real" else cls())
+        for part in parts[1:] if parts[0] == "real" else parts:
+            name, _, value = part.partition("=")
+            if name not in values:
+                raise UserError(
+                    f"noise {part!r} is unknown; write 'real', or KEY=VALUE with one of "
+                    f"{', '.join(values)}."
+                )
+            try:
+                values[name] = float(value)
+            except ValueError as error:
+                raise UserError(f"noise {part!r} should give a number.") from error
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+REAL_NOISE: Final = LabelNoise(
+    jitter_standing_m=0.025,
+    jitter_moving_m=0.08,
+    staircase_share=0.3,
+    flip_share=0.013,
+    duplicate_share=0.02,
+    missing_share=0.02,
+    nan_share=0.001,
+)
+"""About what real V2XPnP-Seq labels were found to have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ _FAR_EVERY: Final = 4
 """In one of so many scenes two agents must at times be out of cooperation range."""
 
 
+_VIEWS_APART_M: Final = 20.0
+"""Two vehicles alone in a corridor are this far apart, or the one would see little new."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScenePlan:
     """Everything that a scene is, layout frame.
@@ -131,7 +135,9 @@ def _try_corridor(world: World, frames: int, rng: np.random.Generator) -> SceneP
     if objects is None:
         return None
     nowhere = np.zeros((0, 2))
-    chosen = choose_vehicles(objects, len(traffic.types), nowhere, far=False, rng=rng)
+    chosen = choose_vehicles(
+        objects, len(traffic.types), nowhere, far=False, rng=rng, least_m=_VIEWS_APART_M
+    )
     if chosen is None or first_collision(objects) is not None:
         return None
     placement = place(objects, world.ground)
