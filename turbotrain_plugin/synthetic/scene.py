@@ -26,7 +26,13 @@ from turbotrain_plugin.synthetic.corridor import (
 )
 from turbotrain_plugin.synthetic.junction import junction_site, route_network
 from turbotrain_plugin.synthetic.lidar import Solids
-from turbotrain_plugin.synthetic.objects import Placement, SceneObjects, merge, place
+from turbotrain_plugin.synthetic.objects import (
+    VEHICLE_TYPES,
+    Placement,
+    SceneObjects,
+    merge,
+    place,
+)
 from turbotrain_plugin.synthetic.parking import draw_parked
 from turbotrain_plugin.synthetic.pedestrians import draw_people
 from turbotrain_plugin.synthetic.signals import CYCLE_S, Signals
@@ -43,8 +49,11 @@ _FAR_EVERY: Final = 4
 """In one of so many scenes two agents must at times be out of cooperation range."""
 
 
-_VIEWS_APART_M: Final = 20.0
-"""Two vehicles alone in a corridor are this far apart, or the one would see little new."""
+_STANDING: Final = (0.42, 0.58)
+_STILL_M: Final = 2.0
+"""Share of a corridor's vehicles that go less than this far: a platoon may wait as well as park."""
+_VIEWS_APART_M: Final = 30.0
+"""Distance half way through of the two vehicles of a corridor; nearer ones see much the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ def _try_corridor(world: World, frames: int, rng: np.random.Generator) -> SceneP
     people, crossing = draw_people(site, None, frames, rng)
     traffic = simulate_traffic(corridor_network(corridor), CONTROL, crossing, frames, rng)
     objects = _with_standing(traffic, people, site, rng)
-    if objects is None:
+    if objects is None or not _STANDING[0] <= _standing_share(objects) <= _STANDING[1]:
         return None
     nowhere = np.zeros((0, 2))
     chosen = choose_vehicles(
@@ -155,6 +164,15 @@ def _with_standing(
         return None
     parked = draw_parked(site.strips, round(driving * rng.uniform(0.8, 1.25)), frames, rng)
     return merge([traffic, parked, people, draw_props(site, frames, rng)], rng)
+
+
+def _standing_share(objects: SceneObjects) -> float:
+    """Return the share of the vehicles that get nowhere, parked or waiting."""
+    vehicle = np.array([kind in VEHICLE_TYPES for kind in objects.types], dtype=bool)
+    there = objects.present[:, vehicle, None]
+    way = np.where(there, objects.xy[:, vehicle], np.nan)
+    reach = np.nanmax(way, axis=0) - np.nanmin(way, axis=0)
+    return float((reach.max(axis=1) < _STILL_M).mean())
 
 
 @dataclass(frozen=True, slots=True)
