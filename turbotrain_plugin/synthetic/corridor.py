@@ -78,16 +78,18 @@ _FURNITURE_M: Final = 0.65
 """Strip that people use and line of poles and bins, behind the kerb."""
 _JUNCTION_M: Final = 14.0
 """Half length of the street's part that turning traffic crosses."""
-_STOP_M: Final = -HALF_WIDTH_M - 1.5
+_STOP_M: Final = -HALF_WIDTH_M - 3.0
 _CLEAR_M: Final = -HALF_WIDTH_M - 7.0
 _WAIT_M: Final = 8.5
 _RIGHT_RADIUS_M: Final = 11.0
+_RIGHT_OUT_RADIUS_M: Final = 7.0
 _LEFT_RADIUS_M: Final = 9.0
 NO_PARKING_M: Final = 18.0
 """Nobody parks within this distance of the side street."""
+_PLATOONS_S: Final = (40.0, 15.0)
 _APPROACHES: Final = (
-    Approach((("through", 0.92), ("left", 0.08)), demand=2.2, platoons=(32.0, 16.0)),
-    Approach((("through", 0.92), ("right", 0.08)), demand=2.2, platoons=(32.0, 16.0)),
+    Approach((("through", 0.92), ("left", 0.08)), demand=2.2, platoons=_PLATOONS_S),
+    Approach((("through", 0.92), ("right", 0.08)), demand=2.2, platoons=_PLATOONS_S),
     Approach((("right", 0.6), ("left", 0.4)), demand=0.4),
 )
 """Traffic on the street comes in platoons, or nobody would ever get out of the side street."""
@@ -173,6 +175,7 @@ def _line(mouth: float, arm: int, exit_arm: int, lane: int) -> F64:
         bend = arc((x + left, inner - left), left, 90.0, 180.0)
         return np.concatenate([[[HALF_LENGTH_M, inner]], bend, far])
     if exit_arm == EAST:
+        r = _RIGHT_OUT_RADIUS_M
         bend = arc((x + r, -outer - r), r, 180.0, 90.0)
         return np.concatenate([far, bend, [[HALF_LENGTH_M, -outer]]])
     bend = arc((x - left, inner - left), left, 0.0, 90.0)

@@ -52,7 +52,7 @@ _FAR_EVERY: Final = 4
 _STANDING: Final = (0.42, 0.58)
 _STILL_M: Final = 2.0
 """Share of a corridor's vehicles that go less than this far: a platoon may wait as well as park."""
-_VIEWS_APART_M: Final = 30.0
+_VIEWS_APART_M: Final = 40.0
 """Distance half way through of the two vehicles of a corridor; nearer ones see much the same."""
 
 
