@@ -17,7 +17,7 @@ from turbotrain_plugin.data.formats.folders import (
 )
 from turbotrain_plugin.data.formats.sequence import SequenceReader
 
-__all__ = ["Rhythm", "check_files"]
+__all__ = ["Rhythm", "check_files", "usual_step"]
 
 _LONG_GAP: Final = 3
 """Missing frames in a row that are more than a lost packet. Two in a row happen by chance."""
@@ -34,8 +34,8 @@ def check_files(scene: SceneIndex, reader: type[SequenceReader], notes: Notes) -
     """Compare the files of every agent with each other and with those of the other agents."""
     agents = scene.agents
     rhythm = Rhythm(
-        _step([frames.label_frames for frames in agents.values()]),
-        _step([frames.cloud_frames for frames in agents.values()]),
+        usual_step([frames.label_frames for frames in agents.values()]),
+        usual_step([frames.cloud_frames for frames in agents.values()]),
     )
     cloud = " or ".join(f".{suffix}" for suffix in reader.clouds)
     if not any(frames.cloud_frames for frames in agents.values()):
@@ -52,7 +52,8 @@ def check_files(scene: SceneIndex, reader: type[SequenceReader], notes: Notes) -
     return rhythm
 
 
-def _step(agents: Sequence[Sequence[int]]) -> int:
+def usual_step(agents: Sequence[Sequence[int]]) -> int:
+    """Return the commonest distance of two frames of the agents of a scene; 1 of nothing."""
     steps = Counter(b - a for frames in agents for a, b in pairwise(frames))
     return steps.most_common(1)[0][0] if steps else 1
 
