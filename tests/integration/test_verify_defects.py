@@ -262,11 +262,14 @@ def cloud_nearly_empty(p: Planted) -> None:
 
 
 def millimetres(p: Planted) -> None:
-    p.edit(on_points(lambda points: points * np.float32([1e3, 1e3, 1e3, 1])), agents=[1])
+    p.edit(
+        on_points(lambda points: points * np.array([1e3, 1e3, 1e3, 1], dtype=np.float32)),
+        agents=[1],
+    )
 
 
 def sensor_height_in_the_points(p: Planted) -> None:
-    p.edit(on_points(lambda points: points + np.float32([0, 0, 6, 0])), agents=[1])
+    p.edit(on_points(lambda points: points + np.array([0, 0, 6, 0], dtype=np.float32)), agents=[1])
 
 
 def cloud_repeated(p: Planted) -> None:
@@ -323,7 +326,7 @@ def pitch_negated(p: Planted) -> None:
 
 
 def cloud_mirrored(p: Planted) -> None:
-    p.edit(on_points(lambda points: points * np.float32([1, -1, 1, 1])), agents=[2])
+    p.edit(on_points(lambda points: points * np.array([1, -1, 1, 1], dtype=np.float32)), agents=[2])
 
 
 def pose_beside(p: Planted) -> None:
@@ -414,7 +417,7 @@ def way(track: list[F64]) -> float:
 
 
 def half_turn(box: F64) -> F64:
-    return box + np.array([0, 0, 0, 0, 0, 0, np.pi])
+    return np.concatenate([box[:6], box[6:] + np.pi])
 
 
 def shifted(pose: F64, x_m: float = 0.0, z_m: float = 0.0) -> F64:

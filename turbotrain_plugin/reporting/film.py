@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from turbotrain_plugin.reporting.bev import SceneDrawing, scene_figure
@@ -52,12 +51,10 @@ def draw_film(drawings: Iterable[SceneDrawing], path: Path, *, frame_s: float) -
 
 
 def _picture(drawing: SceneDrawing) -> Image.Image:
-    figure = scene_figure(drawing)
-    figure.set_dpi(_DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return Image.fromarray(np.ascontiguousarray(pixels)).quantize(_COLOURS)
+    buffer = BytesIO()
+    scene_figure(drawing).savefig(buffer, format="png", dpi=_DPI)
+    with Image.open(buffer) as picture:
+        return picture.convert("RGB").quantize(_COLOURS)
 
 
 def _fitting(pictures: Iterator[Image.Image], size: tuple[int, int]) -> Iterator[Image.Image]:
