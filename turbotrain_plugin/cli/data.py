@@ -14,10 +14,24 @@ def add_data(verbs: Verbs[argparse.ArgumentParser]) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     synth = actions.add_parser("synth", help="make synthetic V2X scenes")
     synth.add_argument("--preset", default="tiny", help="tiny, small, bench, ...")
-    synth.add_argument("--out", type=Path, required=True, metavar="DIR")
-    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
+    synth.add_argument("--seed", type=int, default=0, help="one seed, the same files")
     synth.add_argument("--workers", type=int, default=2, help="processes")
     synth.add_argument("--tracks", type=Path, metavar="CSV", help="replay these trajectories")
+    synth.add_argument(
+        "--cloud-stride",
+        type=int,
+        metavar="N",
+        help="write clouds at every N-th frame only (5: the 2 Hz grid, a fifth of the size); "
+        "labels stay at the preset's rate",
+    )
+    synth.add_argument(
+        "--noise",
+        metavar="SPEC",
+        help="flaws of real labels and files, off by default: 'real', or KEY=VALUE,... of "
+        "jitter_standing_m, jitter_moving_m, staircase_share, flip_share (reversed yaw), "
+        "duplicate_share (second ids), missing_share (labels left out), nan_share (NaN points)",
+    )
     synth.add_argument("--resume", action="store_true", help="keep scenes that are complete")
     synth.set_defaults(run=_data_synth)
     _add_verify(actions)
@@ -99,6 +113,8 @@ def _data_synth(options: argparse.Namespace) -> int:
         workers=options.workers,
         tracks=options.tracks,
         resume=options.resume,
+        cloud_stride=options.cloud_stride,
+        noise=options.noise,
     )
 
 

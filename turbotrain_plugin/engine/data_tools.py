@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from turbotrain_plugin.data.convert import convert_roots
@@ -9,21 +10,40 @@ from turbotrain_plugin.data.inspect import root_stats, verify_root
 from turbotrain_plugin.engine.data_views import plot_stats
 from turbotrain_plugin.engine.records import Steps, emit, write_json
 from turbotrain_plugin.errors import UserError
-from turbotrain_plugin.synthetic import PRESETS, generate
+from turbotrain_plugin.synthetic import PRESETS, LabelNoise, generate
 
 
 def synthesise(
-    preset: str, out: Path, *, seed: int, workers: int, tracks: Path | None, resume: bool
+    preset: str,
+    out: Path,
+    *,
+    seed: int,
+    workers: int,
+    tracks: Path | None,
+    resume: bool,
+    cloud_stride: int | None = None,
+    noise: str | None = None,
 ) -> int:
     """Make synthetic scenes and say where they are.
 
     Raises:
-        UserError: For an unknown preset, a foreign folder or bad tracks.
+        UserError: For an unknown preset or noise, a stride that does not fit the labels, a foreign
+            folder or bad tracks.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset must be one of {', '.join(PRESETS)}. Found {preset!r}.")
+    wanted = PRESETS[preset]
+    if noise is not None:
+        wanted = replace(wanted, noise=LabelNoise.parse(noise))
+    if cloud_stride is not None:
+        if cloud_stride < 1 or cloud_stride % wanted.label_stride:
+            raise UserError(
+                f"--cloud-stride must be a multiple of {wanted.label_stride}, the label stride of "
+                f"{preset}. Found {cloud_stride}."
+            )
+        wanted = replace(wanted, cloud_stride=cloud_stride)
     root = generate(
-        preset,
+        wanted,
         out,
         seed=seed,
         workers=workers,
