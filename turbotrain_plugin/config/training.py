@@ -77,10 +77,16 @@ class MaskConfig:
     """``turbotrain.pretrain.mask``."""
 
     ratio: float = key(0.7, "Share of the non-empty BEV columns that is hidden (paper).")
-    scope: str = key("independent", "Draw per agent and frame.", choices=("independent",))
+    scope: str = key(
+        "independent",
+        "independent: a draw per agent and frame, so another may show what one hides; tube: one "
+        "for an agent's frames; shared: one for all agents and frames. Our choice.",
+        choices=("independent", "tube", "shared"),
+    )
     mode: str = key(
         "token_sites",
-        "Masked voxels carry a learned token at their place, or are dropped.",
+        "Masked voxels carry a learned token at their place (which shows where points were), or "
+        "are dropped.",
         choices=("token_sites", "drop"),
     )
 
@@ -138,12 +144,20 @@ class PretrainConfig:
     loss_region: str = key(
         "any", "Cells masked in any, or in all agents that see them.", choices=("any", "all")
     )
+    target_frames: str = key(
+        "current",
+        "Rebuild the current frame, or all of them, each with outputs of its own. Our choice.",
+        choices=("current", "all"),
+    )
     hist_frames: int = key(
         0,
         "Past frames including the current one (0: turbotrain.data.hist_frames). With fewer, what "
         "temporal fusion learns per frame starts afresh in fine-tuning.",
     )
     agent_fusion: bool = key(True, "Reconstruct from the fused feature (else from the ego's).")
+    compression: bool = key(
+        False, "Send maps through the compressor, which is then handed on, too. Our choice."
+    )
     min_coverage: float = key(1.0, "Share of each transferred module that must load.")
     transfer_neck: bool = key(
         False,

@@ -134,8 +134,8 @@ def reconstruction_drawing(
     if batch.reconstruction is None:
         raise ValueError("`batch.reconstruction` must hold the current points. Found None.")
     scene, frame, _ = batch.keys[0]
-    region = reconstruction.region[0]
-    xyz = batch.reconstruction.xyz
+    region = reconstruction.region[0, -1]
+    xyz = batch.reconstruction.xyz[batch.reconstruction.age == 0]
     cell_x, cell_y = grid.cell_m
     columns = ((xyz[:, 0] - grid.range_m[0]) / cell_x).long().clamp(0, grid.width - 1)
     rows = ((xyz[:, 1] - grid.range_m[1]) / cell_y).long().clamp(0, grid.height - 1)
@@ -147,7 +147,9 @@ def reconstruction_drawing(
         visible=_visible_points(batch, reconstruction),
         target=xyz[region[rows, columns]].numpy(),
         rebuilt=_rebuilt_points(reconstruction, grid, z_scale),
-        occupancy=None if occupancy is None else occupancy[0].sigmoid().amax(-1).float().numpy(),
+        occupancy=None
+        if occupancy is None
+        else occupancy[0, -1].sigmoid().amax(-1).float().numpy(),
     )
 
 
@@ -167,8 +169,8 @@ def _rebuilt_points(
     """Return the predicted points of the region in metres: the inverse of the targets' units."""
     if reconstruction.points is None:
         return None
-    rows, columns = reconstruction.region[0].nonzero(as_tuple=True)
-    unit = reconstruction.points[0, rows, columns].float().numpy()
+    rows, columns = reconstruction.region[0, -1].nonzero(as_tuple=True)
+    unit = reconstruction.points[0, -1, rows, columns].float().numpy()
     centres = grid.cell_centres()[rows.numpy(), columns.numpy()]
     cell_x, cell_y = grid.cell_m
     low, high = grid.range_m[2], grid.range_m[5]
