@@ -132,8 +132,21 @@ def _paper_pretrain_scheduler() -> SchedulerConfig:
 class PretrainConfig:
     """``turbotrain.pretrain``."""
 
-    epoches: int = key(15, "Epochs (paper).", aliases=("epochs",))
+    epoches: int = key(
+        15, "Epochs (paper); 0, with init: go to fine-tuning at once.", aliases=("epochs",)
+    )
     batch_size: int = key(4, "Samples per process and step (paper).")
+    root_dir: tuple[str, ...] = key(
+        (), "Logs to pretrain on, labels not needed ([]: root_dir). Our choice."
+    )
+    init: str = key(
+        "",
+        "Weights to start from: a run folder, or a .ckpt or .pth file of ours or in OpenCOOD's "
+        "names; modules they lack start afresh. Our choice.",
+    )
+    init_rename: tuple[str, ...] = key(
+        (), "Prefixes old=new of the names in init, replaced before they are matched. Our choice."
+    )
     optimizer: OptimizerConfig = group(
         _paper_pretrain_optimizer, "Optimiser; the paper: AdamW, 2e-3, weight decay 1e-2."
     )
@@ -275,6 +288,7 @@ class TurboTrainConfig:
         choices=(
             "turbotrain",
             "turbotrain_no_balance",
+            "pretrain_only",
             "one_time",
             "one_time_single_agent",
             "manual",

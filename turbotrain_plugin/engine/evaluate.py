@@ -14,7 +14,7 @@ from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.stages import Stage, network_config, stages_of
+from turbotrain_plugin.engine.stages import PRETRAIN, Stage, network_config, stages_of
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import results_csv, results_table
@@ -54,7 +54,13 @@ def evaluate_run(
     stages = _stage_records(folder)
     out = _made(out or (folder if split == "test" else folder / split))
     state = checkpoints.load(weights_file)
-    measured = network_config(config, _stage_behind(state, config, folder))
+    stage = stage_behind(state, config, folder)
+    if stage.kind == PRETRAIN:
+        raise UserError(
+            f"{weights_file}: pretrained so far, there is nothing to evaluate; draw what it "
+            f"rebuilds with `opencood visualize {folder} --pretrain`."
+        )
+    measured = network_config(config, stage)
     dataset = build_dataset(measured, split, "evaluate")
     network = build_network(measured, dataset)
     checkpoints.load_weights(network, checkpoints.model_weights(state), weights_file)
@@ -84,7 +90,7 @@ def evaluate_run(
     return results
 
 
-def _stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
+def stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
     """Return the stage that weights are of: a run may have stopped in one with another network.
 
     ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.

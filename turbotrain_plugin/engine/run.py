@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from turbotrain_plugin.config import RunConfig, difference, load_hypes, to_yaml
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import pick_device
@@ -14,7 +16,9 @@ from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.evaluate import evaluate_run
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.records import LOG, make_run_folder, write_text
+from turbotrain_plugin.engine.stages import PRETRAIN, stages_of
 from turbotrain_plugin.engine.trainer import Trainer
+from turbotrain_plugin.engine.visualize import VisualizeRequest, visualize_run
 from turbotrain_plugin.errors import UserError
 
 _MAY_CHANGE: Final = (
@@ -92,8 +96,17 @@ def train(request: TrainRequest) -> int:
             "%s: state saved. Go on with:  opencood train --resume --model_dir %s", stop, folder
         )
         return stop.exit_code
-    evaluate_run(folder, device=device, overrides=overrides)
+    _show(config, folder, device, overrides)
     return 0
+
+
+def _show(config: RunConfig, folder: Path, device: torch.device, overrides: Sequence[str]) -> None:
+    """Measure what was trained; of a run that only pretrains, draw what it rebuilds."""
+    if stages_of(config)[-1].kind != PRETRAIN:
+        evaluate_run(folder, device=device, overrides=overrides)
+        return
+    visualize_run(VisualizeRequest(folder, pretrain=True, device=device, overrides=overrides))
+    LOG.info("start a run from it:  -o turbotrain.pretrain.init=%s", folder)
 
 
 def _existing_folder(request: TrainRequest) -> Path | None:

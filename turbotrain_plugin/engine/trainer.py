@@ -11,6 +11,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.initial import start_from
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import check_methods
 from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
@@ -118,15 +119,19 @@ class Trainer:
         return FinetuneLearner(network, self._config.loss.args)
 
     def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
+        keys = self._config.turbotrain.pretrain
+        named = {name: getattr(network, name) for name in stage.carries}
+        modules = {name: module for name, module in named.items() if module is not None}
+        if stage.init:
+            start_from(stage.init, network, modules, keys)
         if stage.starts_from is None:
             return
         source = checkpoints.stage_weights(self._folder, stage.starts_from)
-        modules = {name: getattr(network, name) for name in stage.carries}
         report = transfer_weights(
             checkpoints.model_weights(checkpoints.load(source)),
             network,
-            min_coverage=self._config.turbotrain.pretrain.min_coverage,
-            modules={name: module for name, module in modules.items() if module is not None},
+            min_coverage=keys.min_coverage,
+            modules=modules,
         )
         LOG.info("%s", report.table())
 

@@ -1,5 +1,6 @@
 """Masked reconstruction pretraining, and what of it is carried into fine-tuning."""
 
+from turbotrain_plugin.pretraining.foreign import InitialWeights, load_initial, our_name
 from turbotrain_plugin.pretraining.leaks import collapse_warning, prior_loss, sites_iou
 from turbotrain_plugin.pretraining.masking import (
     column_index,
@@ -27,6 +28,7 @@ from turbotrain_plugin.pretraining.transfer import (
 __all__ = [
     "BevModule",
     "CellPoints",
+    "InitialWeights",
     "MaskedPretrainer",
     "ModuleTransfer",
     "PointTargets",
@@ -38,9 +40,11 @@ __all__ = [
     "choose_points",
     "collapse_warning",
     "column_index",
+    "load_initial",
     "mask_columns",
     "masked_region",
     "occupied_bins",
+    "our_name",
     "prior_loss",
     "shared_orders",
     "sites_iou",
