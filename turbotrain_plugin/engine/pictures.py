@@ -183,7 +183,8 @@ def reconstruction_drawing(
 ) -> ReconstructionDrawing:
     """Return what a picture of a masked batch of one sample shows.
 
-    The target is what the point loss is taken over: current points in masked cells. ``z_scale`` is
+    The target is what the point loss is taken over: current points in masked cells, whatever other
+    frames are rebuilt, too. ``z_scale`` is
     ``pretrain.points.z_scale``.
     """
     if batch.reconstruction is None:
@@ -194,6 +195,8 @@ def reconstruction_drawing(
     cell_x, cell_y = grid.cell_m
     columns = ((xyz[:, 0] - grid.range_m[0]) / cell_x).long().clamp(0, grid.width - 1)
     rows = ((xyz[:, 1] - grid.range_m[1]) / cell_y).long().clamp(0, grid.height - 1)
+    occupied = torch.zeros_like(region)
+    occupied[rows, columns] = True
     occupancy = reconstruction.occupancy
     return ReconstructionDrawing(
         scene=scene,
@@ -203,6 +206,7 @@ def reconstruction_drawing(
         mask=_mask_states(batch, reconstruction.masked, grid),
         target=xyz[region[rows, columns]].numpy(),
         rebuilt=_rebuilt_points(reconstruction, grid, z_scale),
+        occupied=None if occupancy is None else occupied.numpy(),
         occupancy=None
         if occupancy is None
         else occupancy[0, -1].sigmoid().amax(-1).float().numpy(),

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -43,6 +44,7 @@ class ReconstructionDrawing:
             from some of them, 3 hidden from all; None to leave the panel out.
         target: (Q, 3+) points to rebuild.
         rebuilt: (R, 3+) points the model gives, or None without that head.
+        occupied: (H, W) bool, cells with points; None to leave the panel out.
         occupancy: (H, W) probabilities that anything is in a cell, H along y, or None without
             that head.
     """
@@ -54,6 +56,7 @@ class ReconstructionDrawing:
     target: NDArray[Any]
     mask: NDArray[Any] | None = None
     rebuilt: NDArray[Any] | None = None
+    occupied: NDArray[Any] | None = None
     occupancy: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ def draw_reconstruction(drawing: ReconstructionDrawing, path: Path) -> Path:
     panels += [_mask] if drawing.mask is not None else []
     panels += [_target]
     panels += [_rebuilt] if drawing.rebuilt is not None else []
+    panels += [_occupied] if drawing.occupied is not None else []
     panels += [_occupancy] if drawing.occupancy is not None else []
     rows = math.ceil(len(panels) / 2)
     panel_in = 7.0
@@ -120,7 +124,14 @@ def _mask(axes: Axes, drawing: ReconstructionDrawing) -> None:
         Patch(color=colour, label=f"{name}: {count:,}")
         for (name, colour), count in zip(_STATES.items(), counts, strict=True)
     ]
-    axes.legend(handles=handles, loc="upper right", fontsize=8, framealpha=0.9)
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        borderaxespad=4.2,  # below the label of the axis, whatever the panel's height
+        ncol=3,
+        fontsize=8,
+    )
     axes.set_title(f"mask: {sum(counts):,} columns with points", fontsize=10)
 
 
@@ -133,12 +144,29 @@ def _rebuilt(axes: Axes, drawing: ReconstructionDrawing) -> None:
         _points(axes, drawing.rebuilt, VERMILION, "rebuilt")
 
 
+def _occupied(axes: Axes, drawing: ReconstructionDrawing) -> None:
+    if drawing.occupied is None:
+        return
+    _shares(axes, drawing.occupied.astype(float), drawing.range_m)
+    axes.set_title(f"cells with points: {int(drawing.occupied.sum()):,}", fontsize=10)
+
+
 def _occupancy(axes: Axes, drawing: ReconstructionDrawing) -> None:
     if drawing.occupancy is None:
         return
-    low_x, low_y, _, high_x, high_y, _ = drawing.range_m
-    image = axes.imshow(
-        drawing.occupancy,
+    image = _shares(axes, drawing.occupancy, drawing.range_m)
+    # In the axes' own space, so that the panels stay of equal size.
+    bar = axes.inset_axes((1.01, 0.0, 0.015, 1.0))
+    axes.figure.colorbar(image, cax=bar).ax.tick_params(labelsize=8)
+    axes.set_title("probability of occupancy", fontsize=10)
+
+
+def _shares(axes: Axes, values: NDArray[Any], range_m: Sequence[float]) -> AxesImage:
+    """Draw (H, W) shares of one."""
+    low_x, low_y, _, high_x, high_y, _ = range_m
+    axes.grid(visible=False)
+    return axes.imshow(
+        values,
         origin="lower",
         extent=(low_x, high_x, low_y, high_y),
         cmap="cividis",
@@ -146,11 +174,6 @@ def _occupancy(axes: Axes, drawing: ReconstructionDrawing) -> None:
         vmax=1.0,
         interpolation="nearest",
     )
-    axes.grid(visible=False)
-    # In the axes' own space, so that the panels stay of equal size.
-    bar = axes.inset_axes((1.01, 0.0, 0.015, 1.0))
-    axes.figure.colorbar(image, cax=bar).ax.tick_params(labelsize=8)
-    axes.set_title("probability of occupancy", fontsize=10)
 
 
 def _points(axes: Axes, points: NDArray[Any], colour: str, title: str) -> None:
@@ -159,7 +182,7 @@ def _points(axes: Axes, points: NDArray[Any], colour: str, title: str) -> None:
         points[:, 1],
         linestyle="none",
         marker=".",
-        markersize=1.3,
+        markersize=2.2,
         markeredgewidth=0,
         color=colour,
     )
