@@ -52,7 +52,7 @@ def evaluate_run(
     prepare_torch(config)
     weights_file = checkpoints.find_weights(folder, epoch)
     stages = _stage_records(folder)
-    out = _made(out or (folder if split == "test" else folder / split))
+    out = made_folder(out or (folder if split == "test" else folder / split))
     state = checkpoints.load(weights_file)
     stage = stage_behind(state, config, folder)
     if stage.kind == PRETRAIN:
@@ -114,7 +114,12 @@ def _stage_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _made(out: Path) -> Path:
+def made_folder(out: Path) -> Path:
+    """Return a folder that exists from now on.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,7 +17,13 @@ from turbotrain_plugin.data import BatchLoader, CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, derive_seed
 from turbotrain_plugin.engine.records import LOG, METRICS
-from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of, training_config
+from turbotrain_plugin.engine.stages import (
+    PRETRAIN,
+    Stage,
+    network_config,
+    stages_of,
+    training_config,
+)
 from turbotrain_plugin.engine.validation import Evaluated, raw_key, sample_indices
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.pretraining import MaskedPretrainer, masked_region
@@ -145,7 +151,9 @@ def draw_masked(
         learner_state: State of the ``MaskedPretrainer``, heads included.
         work: What to draw, and where to.
     """
-    config = training_config(config, stage)
+    # A sample by its number is one of what was evaluated; else those the stage learns from.
+    settings = network_config if work.index is not None else training_config
+    config = settings(config, stage)
     block = config.turbotrain
     plain = replace(
         block,

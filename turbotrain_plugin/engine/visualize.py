@@ -13,7 +13,7 @@ from torch import Tensor
 from turbotrain_plugin.config import RunConfig, load_hypes
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
-from turbotrain_plugin.engine.evaluate import stage_behind
+from turbotrain_plugin.engine.evaluate import made_folder, stage_behind
 from turbotrain_plugin.engine.pictures import CPU, PictureWork, draw_masked, draw_scenes
 from turbotrain_plugin.engine.records import emit
 from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage, network_config, stages_of
@@ -60,8 +60,7 @@ def visualize_run(request: VisualizeRequest) -> list[Path]:
         raise UserError(f"--samples must be at least 1. Found {request.samples}.")
     config = load_hypes(folder / "config.yaml", request.overrides)
     prepare_torch(config)
-    out = request.out or folder / FOLDER
-    out.mkdir(parents=True, exist_ok=True)
+    out = made_folder(request.out or folder / FOLDER)
     drawn = (
         _pretraining(config, request, out) if request.pretrain else _scenes(config, request, out)
     )

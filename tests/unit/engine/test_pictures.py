@@ -90,6 +90,30 @@ def test_visible_points_are_current_and_not_hidden() -> None:
     assert len(drawing.visible) == int(counts[current].sum())
 
 
+def test_mask_states_are_those_of_the_agents() -> None:
+    """Two agents, two frames; current voxels in four cells, one more in the past."""
+    batch = make_batch(grid=GRID, record_len=[2], hist_frames=2, seed=0)
+    rows = [
+        ([1, 0, 0, 0], False),  # cell (0, 0): seen by agent 0, hidden from agent 1
+        ([3, 0, 1, 1], True),
+        ([1, 0, 0, 2], True),  # cell (0, 1): hidden from both
+        ([3, 0, 0, 3], True),
+        ([1, 0, 2, 0], False),  # cell (1, 0): seen by the only one there
+        ([3, 0, 2, 2], True),  # cell (1, 1): hidden from the only one there
+        ([0, 0, 4, 4], True),  # the past
+    ]
+    coordinates = torch.tensor([row for row, _ in rows], dtype=torch.int32)
+    batch.voxels.coordinates = coordinates
+    batch.voxels.points = torch.zeros(len(rows), 1, 4)
+    batch.voxels.point_counts = torch.ones(len(rows), dtype=torch.int32)
+    found = outputs(batch, (0.0, 0.0, 0.0), (0, 0))
+    found.masked = torch.tensor([hidden for _, hidden in rows])
+    drawing = reconstruction_drawing(batch, found, GRID)
+    assert drawing.mask is not None
+    assert drawing.mask[:2, :2].tolist() == [[2, 3], [1, 3]]
+    assert drawing.mask.sum() == 9
+
+
 def test_occupancy_is_the_highest_bin() -> None:
     batch = batch_with([[0.0, 0.0, 0.0]])
     predicted = outputs(batch, (0.0, 0.0, 0.0), (0, 0))

@@ -406,3 +406,40 @@ def test_impossible_focal_constants_are_refused_at_construction() -> None:
     config = PretrainConfig(occ=OccupancyHeadConfig(alpha_balanced=True))
     with pytest.raises(UserError, match=r"turbotrain\.pretrain\.occ"):
         _pretrainer(config)
+
+
+# ------------------------------------------------------------------------------------------ keys
+
+
+def test_the_compressor_takes_part_where_asked() -> None:
+    trained = {}
+    for compression in (False, True):
+        pretrainer = _pretrainer(PretrainConfig(compression=compression))
+        losses, _ = pretrainer(_batch(), _seeded())
+        losses.total().backward()
+        trained[compression] = "compressor" in _with_gradient(pretrainer)
+    assert trained == {False: False, True: True}
+
+
+@pytest.mark.parametrize("scope", ["independent", "tube", "shared"])
+def test_the_scope_of_the_keys_is_the_mask_s(scope: str) -> None:
+    """All maps of a batch that hold one another's columns: who hides alike says the scope."""
+    batch = _batch()
+    one = batch.voxels.coordinates[batch.voxels.coordinates[:, 0] == 0]
+    count, maps = len(one), batch.voxels.map_count
+    coordinates = one.repeat(maps, 1)
+    coordinates[:, 0] = torch.arange(maps, dtype=one.dtype).repeat_interleave(count)
+    batch.voxels.coordinates = coordinates
+    batch.voxels.points = torch.zeros(len(coordinates), 5, 4)
+    batch.voxels.point_counts = torch.ones(len(coordinates), dtype=torch.int32)
+    config = PretrainConfig(mask=MaskConfig(scope=scope))
+    parts = _pretrainer(config).draw_mask(batch, _seeded()).view(maps, count)
+    number = {tuple(part.tolist()): index for index, part in reversed(list(enumerate(parts)))}
+    alike = [number[tuple(part.tolist())] for part in parts]
+    # Agents 0 and 1 are one sample's, agent 2 the other's; two frames each.
+    expected = {
+        "independent": [0, 1, 2, 3, 4, 5],
+        "tube": [0, 0, 2, 2, 4, 4],
+        "shared": [0, 0, 0, 0, 4, 4],
+    }
+    assert alike == expected[scope]
