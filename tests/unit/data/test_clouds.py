@@ -17,8 +17,7 @@ def _cloud(seed: int, count: int = 50, columns: int = 3) -> NDArray[np.float64]:
 
 
 def _inside(cloud: NDArray[np.float64]) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = (np.abs(cloud[:, :3]) < (4, 4, 2)).all(axis=1)
-    return inside
+    return np.asarray((np.abs(cloud[:, :3]) < (4, 4, 2)).all(axis=1))
 
 
 def test_two_samples_of_three_frames() -> None:
@@ -39,7 +38,7 @@ def test_two_samples_of_three_frames() -> None:
             expected = cloud[_inside(cloud)].astype(np.float32)
             np.testing.assert_array_equal(points.xyz[mine].numpy(), expected)
             held = batch.voxels.coordinates[:, 0] == 3 * sample + 2 - age
-            cells = np.unique(np.floor((expected + (4, 4, 2)) / 0.5).astype(int), axis=0)
+            cells = np.unique(np.floor((expected + np.array([4, 4, 2])) / 0.5).astype(int), axis=0)
             assert int(held.sum()) == len(cells)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,6 @@ from turbotrain_plugin.engine import stage_loop
 from turbotrain_plugin.engine.collapse import warn_of_collapse
 from turbotrain_plugin.engine.records import make_run_folder
 from turbotrain_plugin.engine.trainer import Trainer
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> None:
-    logging.getLogger("turbotrain_plugin").propagate = True
 
 
 def _write(folder: Path, focal: list[float], stage: str = "pretrain") -> None:
