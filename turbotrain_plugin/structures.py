@@ -194,17 +194,19 @@ class Targets:
 
 @dataclass(slots=True)
 class ReconstructionPoints:
-    """Unmasked points of the current frame, all agents, ego frame (what pretraining rebuilds).
+    """Unmasked points of all agents in the current ego frame (what pretraining rebuilds).
 
     Attributes:
         xyz: (P, 3) float32.
         sample: (P,) int64, sample index.
         agent: (P,) int64, index into the stacked agents (sum A).
+        age: (P,) int64, frames ago, 0 for the current frame.
     """
 
     xyz: Tensor
     sample: Tensor
     agent: Tensor
+    age: Tensor
 
 
 @dataclass(slots=True)
@@ -367,9 +369,10 @@ class Reconstruction:
     """Outputs and targets of masked reconstruction.
 
     Attributes:
-        points: (B, H, W, 20, 3) normalised predictions in cell units, or None when switched off.
-        occupancy: (B, H, W, bins) logits, or None when switched off.
-        region: (B, H, W) bool, cells the point loss is taken over.
+        points: (B, F, H, W, Q, 3) normalised predictions in cell units for the F target frames,
+            oldest first, or None when switched off.
+        occupancy: (B, F, H, W, bins) logits, or None when switched off.
+        region: (B, F, H, W) bool, cells the point loss is taken over.
         masked: (V,) bool, voxels hidden from the encoder.
     """
 

@@ -25,6 +25,7 @@ from turbotrain_plugin.data.joined import busiest_neighbour, join_agents, single
 from turbotrain_plugin.data.prepare import (
     PreparedSample,
     SampleMap,
+    SamplePoints,
     map_cells,
     map_tokens,
     reconstruction_points,
@@ -159,9 +160,7 @@ class CooperativeDataset(Dataset[PreparedSample]):
             voxels=sample_voxels(sample, self.grid, max_points, max_voxels, rng),
             map=self._map(sample),
             targets=self._targets(sample),
-            reconstruction=(
-                reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
-            ),
+            reconstruction=self._reconstruction(sample),
             truth=sample.truth,
         )
 
@@ -212,6 +211,13 @@ class CooperativeDataset(Dataset[PreparedSample]):
         if sample.map is None:
             return None
         return map_tokens(sample.map, self._cells, self.config.model.args.map.segments)
+
+    def _reconstruction(self, sample: Sample) -> SamplePoints | None:
+        if self.purpose != "pretrain":
+            return None
+        every = self.config.turbotrain.pretrain.target_frames == "all"
+        frames = self.config.turbotrain.data.hist_frames if every else 1
+        return reconstruction_points(sample, self.grid, frames)
 
     def _targets(self, sample: Sample) -> SampleTargets | None:
         if sample.truth is None:
