@@ -73,18 +73,24 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.engine.assembly import pick_device
+    import torch
+
+    from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.engine.evaluate import evaluate_run
 
     overrides = list(options.overrides)
     if options.dataset_mode:
         overrides.append(f"dataset_mode={options.dataset_mode}")
-    evaluate_run(
-        options.model_dir,
-        device=pick_device(options.device),
-        split=options.split,
-        epoch=options.epoch,
-        overrides=overrides,
-        out=options.out,
-    )
-    return 0
+
+    def work(device: torch.device) -> int:
+        evaluate_run(
+            options.model_dir,
+            device=device,
+            split=options.split,
+            epoch=options.epoch,
+            overrides=overrides,
+            out=options.out,
+        )
+        return 0
+
+    return run_together(work, options.device)

@@ -91,8 +91,9 @@ def train(request: TrainRequest) -> int:
 def _train(request: TrainRequest, device: torch.device) -> int:
     plan = exchange.shared(lambda: _plan(request))
     if plan.folder is None:
-        if exchange.is_main():
-            dry_run(plan.config, device)
+        if process_count() > 1:
+            raise UserError("--dry-run measures one process; start it without a launcher.")
+        dry_run(plan.config, device)
         return 0
     LOG.info("run folder %s, device %s", plan.folder, device)
     go_on = f"Go on with:  opencood train --resume --model_dir {plan.folder}"
