@@ -125,3 +125,34 @@ def on_pose(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Cha
 def on_points(change: Callable[[Cloud], Cloud]) -> Change:
     """Return an edit of the (P, 4) cloud."""
     return lambda frame, points: (frame, change(points.copy()))
+
+
+def without_objects(frame: AgentFrame) -> AgentFrame:
+    return dataclasses.replace(
+        frame,
+        object_ids=frame.object_ids[:0],
+        world_boxes=frame.world_boxes[:0],
+        roll_pitch_rad=frame.roll_pitch_rad[:0],
+        raw_types=(),
+    )
+
+
+def renamed(frame: AgentFrame, number: int, kind: str) -> AgentFrame:
+    pairs = zip(frame.object_ids.tolist(), frame.raw_types, strict=True)
+    return dataclasses.replace(
+        frame, raw_types=tuple(kind if one == number else old for one, old in pairs)
+    )
+
+
+def with_twin(frame: AgentFrame, number: int) -> AgentFrame:
+    """Return a frame in which the object has a second id 0.4 m beside it."""
+    (rows,) = np.nonzero(frame.object_ids == number)
+    return dataclasses.replace(
+        frame,
+        object_ids=np.concatenate([frame.object_ids, frame.object_ids[rows] + 5000]),
+        world_boxes=np.concatenate(
+            [frame.world_boxes, frame.world_boxes[rows] + [0.4, 0, 0, 0, 0, 0, 0]]
+        ),
+        roll_pitch_rad=np.concatenate([frame.roll_pitch_rad, frame.roll_pitch_rad[rows]]),
+        raw_types=frame.raw_types + tuple(frame.raw_types[row] for row in rows.tolist()),
+    )
