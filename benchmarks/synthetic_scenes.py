@@ -96,7 +96,7 @@ def extrapolated(preset: Preset, single: dict[str, dict[str, Any]], workers: int
     counts = Counter(preset.layout_of(number) for number in range(sum(preset.scenes)))
 
     def total(key: str) -> float:
-        return sum(count * single[layout][key] for layout, count in counts.items())
+        return float(sum(count * single[name][key] for name, count in counts.items()))
 
     clouds = sum(count * single[name]["megabytes"]["bin"] for name, count in counts.items())
     frames = len(range(0, preset.frames, preset.cloud_stride))
