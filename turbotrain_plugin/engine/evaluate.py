@@ -15,7 +15,7 @@ from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.stages import Stage, network_config, stages_of
+from turbotrain_plugin.engine.stages import PRETRAIN, network_config, stage_behind
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import results_csv, results_table
@@ -54,9 +54,16 @@ def evaluate_run(
     prepare_torch(config)
     weights_file = exchange.shared(lambda: checkpoints.find_weights(folder, epoch))
     stages = exchange.shared(lambda: _stage_records(folder))
-    out = exchange.shared(lambda: _made(out or (folder if split == "test" else folder / split)))
+    out = exchange.shared(
+        lambda: made_folder(out or (folder if split == "test" else folder / split))
+    )
     state = exchange.shared(lambda: checkpoints.load(weights_file))
-    stage = exchange.shared(lambda: _stage_behind(state, config, folder))
+    stage = exchange.shared(lambda: stage_behind(state, config, folder))
+    if stage.kind == PRETRAIN:
+        raise UserError(
+            f"{weights_file}: pretrained so far, there is nothing to evaluate; draw what it "
+            f"rebuilds with `opencood visualize {folder} --pretrain`."
+        )
     measured = network_config(config, stage)
     dataset = exchange.main_first(lambda: build_dataset(measured, split, "evaluate"))
     network = build_network(measured, dataset)
@@ -95,22 +102,6 @@ def _config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
     return load_hypes(folder / "config.yaml", overrides)
 
 
-def _stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
-    """Return the stage that weights are of: a run may have stopped in one with another network.
-
-    ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.
-    """
-    stages = stages_of(config)
-    last = folder / checkpoints.LAST
-    by_name = {stage.name: stage for stage in stages}
-    if "stage" in state:
-        return by_name.get(state["stage"], stages[-1])
-    if "position" not in state and last.is_file():
-        state = checkpoints.load_run_state(last)
-    index = state["position"]["stage"] if "position" in state else len(stages) - 1
-    return stages[min(index, len(stages) - 1)]
-
-
 def _stage_records(folder: Path) -> list[dict[str, Any]]:
     last = folder / checkpoints.LAST
     if not last.is_file():
@@ -119,7 +110,12 @@ def _stage_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _made(out: Path) -> Path:
+def made_folder(out: Path) -> Path:
+    """Return a folder that exists from now on.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

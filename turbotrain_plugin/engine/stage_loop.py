@@ -13,6 +13,7 @@ from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.data import CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
+from turbotrain_plugin.engine.collapse import warn_of_collapse
 from turbotrain_plugin.engine.freezing import freeze
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
@@ -25,7 +26,7 @@ from turbotrain_plugin.engine.records import (
     finite,
     mean,
 )
-from turbotrain_plugin.engine.stages import FINETUNE, Stage
+from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage
 from turbotrain_plugin.engine.steps import (
     Learner,
     StepResult,
@@ -147,6 +148,8 @@ class StageLoop:
         if self.stage.kind == FINETUNE:
             self._keep_epoch()
         self.save()
+        if self.stage.kind == PRETRAIN and position.epoch == 1 and exchange.is_main():
+            warn_of_collapse(self._context.folder, self.stage.name)
         self._stop_if_asked()
 
     def _groups(self) -> Iterator[list[Batch]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer, Schedule, schedule_named
 from turbotrain_plugin.config import BalanceConfig, LossArgs, PretrainConfig
 from turbotrain_plugin.engine import exchange
+from turbotrain_plugin.engine.teacher import Teacher
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.losses import task_losses
@@ -53,16 +54,21 @@ class PretrainLearner:
 
 
 class FinetuneLearner:
-    """Detection and prediction, end to end."""
+    """Detection and prediction, end to end, from the labels and, where there is one, a teacher."""
 
-    def __init__(self, network: CooperativeNetwork, keys: LossArgs) -> None:
+    def __init__(
+        self, network: CooperativeNetwork, keys: LossArgs, teacher: Teacher | None = None
+    ) -> None:
         self.network = network
         self.module: nn.Module = network
         self._keys = keys
+        self._teacher = teacher
 
     def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:  # noqa: ARG002
         """Return the detection and prediction losses."""
-        return task_losses(self.network(batch), batch, self._keys, exchange.pool())
+        taught = None if self._teacher is None else self._teacher(batch)
+        predictions = self.network(batch, taught)
+        return task_losses(predictions, batch, self._keys, exchange.pool())
 
 
 def schedule_of(keys: BalanceConfig, total_steps: int) -> Schedule:

@@ -12,6 +12,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.initial import start_from
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import check_methods
 from turbotrain_plugin.engine.position import Position, RunContext
@@ -26,6 +27,7 @@ from turbotrain_plugin.engine.stages import (
     training_config,
 )
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner
+from turbotrain_plugin.engine.teacher import load_teacher
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.pretraining import transfer_weights
 
@@ -133,19 +135,24 @@ class Trainer:
     ) -> Learner:
         if stage.kind == PRETRAIN:
             return PretrainLearner(network, dataset.grid, self._config.turbotrain.pretrain)
-        return FinetuneLearner(network, self._config.loss.args)
+        teacher = load_teacher(network_config(self._config, stage), self._device)
+        return FinetuneLearner(network, self._config.loss.args, teacher)
 
     def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
+        keys = self._config.turbotrain.pretrain
+        named = {name: getattr(network, name) for name in stage.carries}
+        modules = {name: module for name, module in named.items() if module is not None}
+        if stage.init:
+            start_from(stage.init, network, modules, keys)
         if stage.starts_from is None:
             return
         source = checkpoints.stage_weights(self._folder, stage.starts_from)
         state = exchange.shared(lambda: checkpoints.load(source))
-        modules = {name: getattr(network, name) for name in stage.carries}
         report = transfer_weights(
             checkpoints.model_weights(state),
             network,
-            min_coverage=self._config.turbotrain.pretrain.min_coverage,
-            modules={name: module for name, module in modules.items() if module is not None},
+            min_coverage=keys.min_coverage,
+            modules=modules,
         )
         LOG.info("%s", report.table())
 

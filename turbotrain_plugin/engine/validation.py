@@ -12,7 +12,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
 from turbotrain_plugin.engine import exchange
 from turbotrain_plugin.engine.steps import autocast
-from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode
+from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode, join_objects
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.structures import DetectedObjects
 
@@ -23,7 +23,7 @@ class Evaluated:
 
     Attributes:
         result: The metrics.
-        message_bytes: Bytes one neighbour sends per frame.
+        message_bytes: Bytes one neighbour sends per frame; the most of any sample.
         drawn: Sample index -> its detections.
     """
 
@@ -82,10 +82,13 @@ def evaluate_network(
             detections = decode(
                 predictions, anchors, postprocess=config.postprocess, range_m=evaluation_range
             )
+            sent = predictions.message_bytes
+            if predictions.rows is not None:
+                detections, sent = join_objects(detections, predictions.rows, config.postprocess)
             truths = [truth for truth in batch.truth if truth is not None]
             if len(truths) == len(detections):
                 evaluator.update(detections, truths, batch.keys)
-            message_bytes = max(message_bytes, predictions.message_bytes)
+            message_bytes = max(message_bytes, sent)
             if index in kept:
                 drawn[index] = detections[0]
             if on_sample is not None:
