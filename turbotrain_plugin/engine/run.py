@@ -71,7 +71,7 @@ class _Plan:
     """
 
     config: RunConfig
-    overrides: tuple[str, ...]
+    overrides: list[str]
     folder: Path | None
     resume: bool
 
@@ -128,7 +128,7 @@ def _plan(request: TrainRequest) -> _Plan:
     else:
         config = load_hypes(request.hypes, overrides)
     if request.dry_run:
-        return _Plan(config, tuple(overrides), None, resume=False)
+        return _Plan(config, overrides, None, resume=False)
     resume = folder is not None and (folder / checkpoints.LAST).is_file()
     if request.resume and not resume:
         raise UserError(f"{folder}: nothing to resume, there is no {checkpoints.LAST}.")
@@ -136,7 +136,7 @@ def _plan(request: TrainRequest) -> _Plan:
         folder = make_run_folder(config)
     elif not resume:
         write_text(folder / "config.yaml", to_yaml(config))  # as overridden, for whoever goes on
-    return _Plan(config, tuple(overrides), folder, resume)
+    return _Plan(config, overrides, folder, resume)
 
 
 def _show(config: RunConfig, folder: Path, device: torch.device, overrides: Sequence[str]) -> None:
