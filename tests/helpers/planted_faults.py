@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from tests.helpers.planted import (
     Cloud,
     Planted,
+    half_turn,
     on_boxes,
     on_object,
     on_points,
     on_pose,
     renamed,
+    shifted,
+    turned,
     with_twin,
     without_objects,
 )
@@ -351,20 +354,6 @@ def driving(p: Planted) -> int:
 
 def way(track: list[F64]) -> float:
     return round(float(np.hypot(*(track[-1] - track[0])[:2])), 3)
-
-
-def half_turn(box: F64) -> F64:
-    return np.concatenate([box[:6], box[6:] + np.pi])
-
-
-def shifted(pose: F64, x_m: float = 0.0, z_m: float = 0.0) -> F64:
-    moved = pose.copy()
-    moved[:3, 3] += [x_m, 0, z_m]
-    return moved
-
-
-def turned(pose: F64, roll_deg: float) -> F64:
-    return pose_to_matrix(matrix_to_pose(pose) + np.array([0, 0, 0, roll_deg, 0, 0]))
 
 
 def repose(
