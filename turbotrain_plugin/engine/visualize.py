@@ -13,10 +13,17 @@ from torch import Tensor
 from turbotrain_plugin.config import RunConfig, load_hypes
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
-from turbotrain_plugin.engine.evaluate import made_folder, stage_behind
+from turbotrain_plugin.engine.evaluate import made_folder
 from turbotrain_plugin.engine.pictures import CPU, PictureWork, draw_masked, draw_scenes
 from turbotrain_plugin.engine.records import emit
-from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage, network_config, stages_of
+from turbotrain_plugin.engine.stages import (
+    FINETUNE,
+    PRETRAIN,
+    Stage,
+    network_config,
+    stage_behind,
+    stages_of,
+)
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 
