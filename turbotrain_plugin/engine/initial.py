@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from turbotrain_plugin.config import PretrainConfig
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.records import LOG
 from turbotrain_plugin.engine.stages import PRETRAIN
 from turbotrain_plugin.errors import UserError
@@ -37,9 +37,9 @@ def start_from(
     Raises:
         UserError: When there is no such file, it is no plain checkpoint, or nothing fits.
     """
-    file = weights_file(Path(init).expanduser())
+    file = exchange.shared(lambda: weights_file(Path(init).expanduser()))
     report = load_initial(
-        weights_of(checkpoints.load(file)),
+        exchange.shared(lambda: weights_of(checkpoints.load(file))),
         network,
         modules,
         min_coverage=keys.min_coverage,
