@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data.augment import augment, draw
 from turbotrain_plugin.data.clips import ClipBuilder, select_objects
+from turbotrain_plugin.data.disturb import Disturbances
 from turbotrain_plugin.data.formats import open_root
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
 from turbotrain_plugin.data.prepare import (
@@ -47,7 +49,8 @@ _LOG = logging.getLogger(__name__)
 PURPOSES: Final = ("pretrain", "train", "evaluate")
 SPLITS: Final = ("train", "validate", "test")
 
-# First words of the seeds, so that one kind of draw never repeats another (3: loader.py).
+# First words of the seeds, so that one kind of draw never repeats another (3: loader.py, 4:
+# disturb.py).
 _EGO_DRAW, _SAMPLE_DRAW = 1, 2
 
 
@@ -103,6 +106,8 @@ class CooperativeDataset(Dataset[PreparedSample]):
             with_labels=not pretrain,
             with_map=data.use_map and map_args.enabled and not pretrain,
         )
+        # What pretraining rebuilds are the clouds themselves: disturbed ones would be wrong labels.
+        self.disturbances = None if pretrain else Disturbances.from_config(config)
         self._cells = map_cells(self.grid, map_args.stride)
         self._clips = ClipBuilder(self.reader, self.options)
         train = purpose == "train"
@@ -165,15 +170,23 @@ class CooperativeDataset(Dataset[PreparedSample]):
         ego_rng = None
         if self.purpose != "evaluate" and data.train_ego == "random":
             ego_rng = self._rng(_EGO_DRAW, key.epoch, window.scene)
-        sample = self._clips.build(self._scenes[window.scene], window.frame, ego_rng)
-        if self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment):
-            sample = augment(sample, draw(self.config.data_augment, rng))
-        return select_objects(sample, self.options)
+        scene = self._scenes[window.scene]
+        augmented = self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment)
+        change = draw(self.config.data_augment if augmented else (), rng)
+        if self.disturbances is None:
+            sample = self._clips.build(scene, window.frame, ego_rng)
+            return select_objects(augment(sample, change), self.options)
+        effect_of = partial(self.disturbances.draw, self._epoch(key.epoch), key.index)
+        heard, seen = self._clips.build_disturbed(scene, window.frame, ego_rng, effect_of)
+        labels = select_objects(augment(seen, change), self.options)
+        return replace(augment(heard, change), truth=labels.truth)
+
+    def _epoch(self, epoch: int) -> int:
+        """Return the epoch of the draws: an evaluation sees the same whenever it is made."""
+        return 0 if self.purpose == "evaluate" else epoch
 
     def _rng(self, draw_kind: int, epoch: int, number: int) -> np.random.Generator:
-        # An evaluation sees the same samples whatever epoch of the training it follows.
-        epoch = 0 if self.purpose == "evaluate" else epoch
-        return np.random.default_rng([draw_kind, self.config.seed, epoch, number])
+        return np.random.default_rng([draw_kind, self.config.seed, self._epoch(epoch), number])
 
     def _map(self, sample: Sample) -> SampleMap | None:
         if sample.map is None:
