@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
@@ -17,7 +19,53 @@ from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, wr
 from turbotrain_plugin.engine.stages import Stage, network_config, stages_of
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.reporting import results_csv, results_table
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A trained network and what it is measured on.
+
+    Attributes:
+        config: The run's configuration.
+        measured: The same, as the stage that the weights are of has it.
+        network: On its device, weights loaded.
+        dataset: Samples of the split.
+        weights: Where the weights come from.
+    """
+
+    config: RunConfig
+    measured: RunConfig
+    network: CooperativeNetwork
+    dataset: CooperativeDataset
+    weights: Path
+
+
+def open_run(
+    folder: Path,
+    *,
+    device: torch.device,
+    split: str,
+    epoch: int | None,
+    overrides: Sequence[str],
+) -> OpenedRun:
+    """Load a run's network and open the data of a split; arguments as for ``evaluate_run``.
+
+    Raises:
+        UserError: When the folder holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
+    config = load_hypes(folder / "config.yaml", overrides)
+    prepare_torch(config)
+    weights = checkpoints.find_weights(folder, epoch)
+    state = checkpoints.load(weights)
+    measured = network_config(config, _stage_behind(state, config, folder))
+    dataset = build_dataset(measured, split, "evaluate")
+    network = build_network(measured, dataset)
+    checkpoints.load_weights(network, checkpoints.model_weights(state), weights)
+    return OpenedRun(config, measured, network.to(device), dataset, weights)
 
 
 def evaluate_run(
@@ -46,25 +94,16 @@ def evaluate_run(
     Raises:
         UserError: When the folder holds no run, or ``out`` cannot be made.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
-    config = load_hypes(folder / "config.yaml", overrides)
-    prepare_torch(config)
-    weights_file = checkpoints.find_weights(folder, epoch)
+    run = open_run(folder, device=device, split=split, epoch=epoch, overrides=overrides)
+    config, dataset = run.config, run.dataset
     stages = _stage_records(folder)
-    out = _made(out or (folder if split == "test" else folder / split))
-    state = checkpoints.load(weights_file)
-    measured = network_config(config, _stage_behind(state, config, folder))
-    dataset = build_dataset(measured, split, "evaluate")
-    network = build_network(measured, dataset)
-    checkpoints.load_weights(network, checkpoints.model_weights(state), weights_file)
-    network.to(device)
-    LOG.info("evaluating %s on %d samples of %s", weights_file, len(dataset), dataset.split)
+    out = output_folder(folder, split, out)
+    LOG.info("evaluating %s on %d samples of %s", run.weights, len(dataset), dataset.split)
     with Progress("evaluate", len(dataset)) as progress:
         evaluated = evaluate_network(
-            network,
+            run.network,
             dataset,
-            measured,
+            run.measured,
             draw=config.turbotrain.evaluation.pictures,
             on_sample=progress.advance,
         )
@@ -108,7 +147,13 @@ def _stage_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _made(out: Path) -> Path:
+def output_folder(folder: Path, split: str, out: Path | None) -> Path:
+    """Return where an evaluation writes, made: see ``evaluate_run``.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
+    out = out or (folder if split == "test" else folder / split)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
