@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from turbotrain_plugin.data.disturb import Effect
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
 from turbotrain_plugin.data.tracks import (
-    GAP_FRAMES,
     Labels,
     centres_of,
-    fill_gaps,
+    fill_track,
     has_objects,
-    hold_last,
     union_labels,
 )
 from turbotrain_plugin.data.vector_map import WorldSegments, segments, segments_in_ego
@@ -130,8 +128,9 @@ class ClipBuilder:
     ) -> tuple[Sample, Sample]:
         """Return a window whose neighbours' messages are disturbed, and where its labels are.
 
-        The kept agents are those of the undisturbed window, as upstream. A neighbour without a
-        cloud at the time its newest frame would be of is not heard.
+        The kept agents are those of the undisturbed window, as upstream. A late neighbour's newest
+        frame is its newest cloud that has arrived; if that is a whole step older than the latency
+        explains, or there is none, the neighbour is not heard.
 
         Args:
             scene: One of the reader's scenes.
@@ -148,9 +147,11 @@ class ClipBuilder:
         for kept in team[1:]:
             agent_id = kept.now.agent_id
             effect = effect_of(agent_id)
-            sent = scene.agents[agent_id].has_cloud(frame - effect.delay_frames)
-            if sent and not effect.lost:
-                heard.append(self._history(scene, kept, ego_SE3_world, effect))
+            newest = scene.agents[agent_id].newest_cloud(frame - effect.delay_frames)
+            oldest = frame - effect.delay_frames - self._options.step_frames + 1
+            if newest is not None and newest >= oldest and not effect.lost:
+                arrived = replace(effect, delay_frames=frame - newest)
+                heard.append(self._history(scene, kept, ego_SE3_world, arrived))
         truth = self._truth(scene, [kept.now for kept in team], ego_SE3_world)
         present = [
             _History(k.now.agent_id, k.ego_SE3_agent[None], [k.cloud], np.ones(1, np.bool_), 0.0)
@@ -279,7 +280,13 @@ class ClipBuilder:
             centres, valid[:, step] = centres_of(ids, at)
             track[:, step] = transform_points(ego_SE3_world, centres)[:, :2]
         track[~valid] = 0.0
-        return _filled(track, valid, options, _recorded(scene, now, offsets))
+        return fill_track(
+            track,
+            valid,
+            options.future_fill,
+            step_frames=options.step_frames,
+            recorded=_recorded(scene, now, offsets),
+        )
 
     def _labels(self, scene: SceneIndex, order: Sequence[int], frame: int) -> list[AgentFrame]:
         return [
@@ -364,27 +371,6 @@ def _of_classes(labels: Labels, classes: Sequence[str]) -> Labels:
 def _recorded(scene: SceneIndex, now: int, offsets: Sequence[int]) -> NDArray[np.bool_]:
     last = last_label(scene)
     return np.array([now + offset <= last for offset in offsets])
-
-
-def _filled(
-    track: NDArray[np.float64],
-    valid: NDArray[np.bool_],
-    options: ClipOptions,
-    recorded: NDArray[np.bool_],
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Apply ``future_fill``: close short gaps; or close every gap and hold the last position.
-
-    ``interpolate`` closes runs of at most 0.5 s of missing steps that have a known step on both
-    sides. ``interpolate_and_hold`` closes runs of any length and repeats the last known position to
-    the end of the window, yet not beyond the end of the recording, where nobody was looking. The
-    time before an object was first seen stays unknown in both.
-    """
-    if options.future_fill == "none":
-        return track, valid
-    if options.future_fill == "interpolate":
-        return fill_gaps(track, valid, GAP_FRAMES // options.step_frames)
-    track, valid = fill_gaps(track, valid, track.shape[1])
-    return hold_last(track, valid, recorded)
 
 
 def _rows(truth: GroundTruth, keep: NDArray[np.bool_]) -> GroundTruth:

@@ -113,6 +113,8 @@ class CooperativeDataset(Dataset[PreparedSample]):
         train = purpose == "train"
         self._scenes = _labelled_scenes(self.reader, roots) if train else self.reader.scenes
         self._windows = ClipIndex(self._scenes, self.options)
+        if self.disturbances is not None:
+            self.disturbances.warn_of_thin_clouds(self._scenes)
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -8,21 +8,26 @@ the sender's cloud and pose of d ago, moved into the ego frame of now; a wrong p
 The ego and the labels are never touched. As upstream, latency counts in whole frames of 100 ms,
 rounded down, and of ``ryp_std`` only the yaw is used. Our choices: upstream draws the same error
 for every agent and frame of a run, ours is drawn per (seed, epoch, sample, agent) and holds for the
-whole history an agent sends; a neighbour whose first message is still on its way is not heard
-(upstream shortens the latency there); drop-out, which upstream lacks, loses the whole message.
+whole history an agent sends; where a recording lacks the cloud of d ago the newest one before it
+has arrived, so that thinned recordings round a latency up; a neighbour whose first message is still
+on its way is not heard (upstream shortens the latency there); drop-out, which upstream lacks, loses
+the whole message.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.config import RunConfig, WildSetting
+from turbotrain_plugin.data.formats.base import SceneIndex
 
 __all__ = ["FRAME_S", "Disturbances", "Effect"]
 
@@ -95,6 +100,17 @@ class Disturbances:
                 wild.async_overhead,
             )
         return cls(wild, drop_out) if late or astray or drop_out > 0 else None
+
+    def warn_of_thin_clouds(self, scenes: Sequence[SceneIndex]) -> None:
+        """Say so where clouds are farther apart than the frames that latency counts in."""
+        clouds = [frames.cloud_frames for scene in scenes for frames in scene.agents.values()]
+        gaps = [later - earlier for c in clouds for earlier, later in pairwise(c)]
+        apart = min(gaps, default=1)
+        if self.wild.async_ and apart > 1:
+            _LOG.warning(
+                "Clouds are %d ms apart at least: a latency in between is rounded up to that.",
+                apart * _FRAME_MS,
+            )
 
     def draw(self, epoch: int, index: int, agent_id: int) -> Effect:
         """Return what befalls a neighbour in a sample of an epoch.

@@ -266,13 +266,42 @@ def test_whose_first_message_is_on_its_way_is_not_heard(root: Path) -> None:
     assert heard == [1, 1, 4, 4]
 
 
-def test_a_missing_cloud_of_then_is_missed_now(tmp_path: Path) -> None:
-    agents = (MADE.agents[0], replace(MADE.agents[1], without_cloud=frozenset({10})))
+def test_where_a_cloud_is_missing_the_newest_before_it_has_arrived(tmp_path: Path) -> None:
+    agents = (MADE.agents[0], replace(MADE.agents[1], without_cloud=frozenset({9, 10})))
     root = write_root(tmp_path, {"train": [replace(MADE, agents=agents)]}, with_map=False)
     data = dataset(root, LATE, 0.0, "evaluate")
-    assert [len(data.sample(SampleKey(0, i)).agent_ids) for i in (11, 12, 13)] == [2, 1, 2]
+    ages = [data.sample(SampleKey(0, i)).time_offset_s.tolist() for i in (8, 11, 12, 13)]
+    np.testing.assert_allclose([age[1] for age in ages], [0.2, 0.3, 0.4, 0.2], atol=1e-6)
+    expected = expected_cloud(agents[1], 8, 12)
+    sample = data.sample(SampleKey(0, 12))
+    np.testing.assert_allclose(sample.points[1][-1][:, :3], expected, atol=3e-5)
     # At frame 10 the neighbour has no cloud of now and is no member of the team, late or not.
     assert len(data.sample(SampleKey(0, 10)).agent_ids) == 1
+
+
+def test_who_has_been_silent_for_a_step_longer_is_not_heard(tmp_path: Path) -> None:
+    silent = frozenset(range(5, 12))
+    agents = (MADE.agents[0], replace(MADE.agents[1], without_cloud=silent))
+    root = write_root(tmp_path, {"train": [replace(MADE, agents=agents)]}, with_map=False)
+    # Frame 12 has a cloud; 200 ms before it there are none since frame 4, eight frames old.
+    for step, heard in ((6, 1), (7, 2)):
+        data = dataset(root, LATE, 0.0, "evaluate", step_frames=step)
+        assert len(data.sample(SampleKey(0, 12)).agent_ids) == heard
+
+
+def test_thinned_recordings_round_latency_up_and_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "turbotrain_plugin")
+    logging.getLogger("turbotrain_plugin").propagate = True
+    between = frozenset(frame for frame in range(FRAMES) if frame % 5)
+    agents = tuple(replace(agent, without_cloud=between) for agent in MADE.agents)
+    root = write_root(tmp_path, {"train": [replace(MADE, agents=agents)]}, with_map=False)
+    dataset(root, None, 0.5)
+    assert "apart" not in caplog.text
+    data = dataset(root, LATE, 0.0, "evaluate")
+    assert "Clouds are 500 ms apart" in caplog.text
+    np.testing.assert_allclose(data.sample(SampleKey(0, 2)).time_offset_s, [0, 0.5, 0.5, 0.5])
 
 
 def test_who_is_kept_is_decided_by_where_they_are_now(tmp_path: Path) -> None:
