@@ -40,9 +40,8 @@ def build(cls: type[_T], tree: Located, path: str = "") -> _T:
             f"{tree.place}: {path or 'the file'} must be a mapping. Found {tree.plain()!r}."
         )
     declared = {name_of(f): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    by_alias = {
-        alias: name_of(f) for f in declared.values() for alias in f.metadata.get(ALIASES, ())
-    }
+    by_alias = {f.name: n for n, f in declared.items() if f.name != n}
+    by_alias |= {alias: n for n, f in declared.items() for alias in f.metadata.get(ALIASES, ())}
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     seen: dict[str, str] = {}

@@ -31,6 +31,7 @@ from turbotrain_plugin.data.prepare import (
     reconstruction_points,
     sample_voxels,
 )
+from turbotrain_plugin.data.repair import repaired
 from turbotrain_plugin.data.targets import (
     SampleTargets,
     anchors_from_config,
@@ -94,12 +95,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         self.grid = grid_from_config(config)
         self.anchors: NDArray[np.float32] = anchors_from_config(config, self.grid)
         data = config.turbotrain.data
-        self.reader: ScenarioReader = open_root(
-            roots,
-            data.format,
-            split=split,
-            cache_dir=Path(data.cache_dir) if data.cache_dir else None,
-        )
+        cache_dir = Path(data.cache_dir) if data.cache_dir else None
+        reader = open_root(roots, data.format, split=split, cache_dir=cache_dir)
+        self.reader: ScenarioReader = repaired(reader, data.repair)
         pretrain, map_args = purpose == "pretrain", config.model.args.map
         self.options = ClipOptions.from_config(
             config,

@@ -35,7 +35,7 @@ from turbotrain_plugin.config.data import PreprocessArgs
 from turbotrain_plugin.data import CooperativeDataset, PreparedSample, SampleKey, make_loader
 from turbotrain_plugin.data.disturb import Disturbances, Effect
 from turbotrain_plugin.geometry.poses import matrix_to_pose, pose_to_matrix
-from turbotrain_plugin.structures import Sample
+from turbotrain_plugin.structures import Sample, UserError
 
 FRAMES = 14
 HISTORY = 2
@@ -128,6 +128,16 @@ def test_the_block_of_opencood_is_read_and_written(tmp_path: Path) -> None:
     assert load_hypes(again, ["wild_setting.async=false"]).wild_setting == replace(
         config.wild_setting, async_=False
     )
+
+
+def test_keys_are_also_read_under_the_name_of_their_field(tmp_path: Path) -> None:
+    """Run folders written before the underscore went away."""
+    file = tmp_path / "old.yaml"
+    file.write_text("turbotrain: {balance: {args: {torchjd: {lambda_: 0.5}}}}")
+    assert load_hypes(file).turbotrain.balance.args.torchjd.lambda_ == 0.5
+    file.write_text("turbotrain: {balance: {args: {torchjd: {lambda: 0.5, lambda_: 0.5}}}}")
+    with pytest.raises(UserError, match="both given"):
+        load_hypes(file)
 
 
 @pytest.mark.parametrize(
