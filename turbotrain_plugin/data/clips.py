@@ -223,7 +223,8 @@ class ClipBuilder:
         matrix = ego_SE3_world @ (pose if effect == _UNDISTURBED else effect.pose(pose))
         points = self._reader.read_points(scene, frame.agent_id, frame.frame)
         if not frame.is_infrastructure:
-            points = points[~_self_hits(points)]
+            hits = _self_hits(points)
+            points = points[~hits] if hits.any() else points
         moved = np.empty((len(points), 4), np.float32)
         moved[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]  # float64, then rounded
         moved[:, 3] = 0 if self._options.zero_intensity else points[:, 3]
