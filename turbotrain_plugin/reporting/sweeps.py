@@ -63,9 +63,9 @@ def draw_sweeps(document: Mapping[str, Any], out: Path) -> Path:
         scores, distances = grid[:, column]
         _lines(scores, sweep, _scores(sweep))
         _lines(distances, sweep, _distances(sweep))
-        scores.set_ylim(-0.02, 1.02)
-        distances.set_ylim(bottom=0.0)
         distances.set_xlabel(_label(sweep))
+    grid[0, 0].set_ylim(-0.02, 1.02)
+    grid[1, 0].set_ylim(bottom=0.0)  # after all columns: it would keep the top of the first
     grid[0, 0].set_ylabel("AP, EPA")
     grid[1, 0].set_ylabel("error of matched objects [m]")
     for axes in grid[:, -1]:

@@ -73,6 +73,8 @@ def test_curves_are_in_rising_order_without_what_was_not_measured(
     np.testing.assert_allclose(fde.get_xydata(), [(100, 1.0), (200, 1.5)])
     assert below.get_xlabel() == "latency [ms]"
     assert len(other.get_lines()) == 2
+    assert below.get_ylim()[0] == 0
+    assert below.get_ylim()[1] > 2  # the other axis' largest error fits, too
 
 
 def test_nothing_measured_is_an_empty_picture(tmp_path: Path) -> None:
