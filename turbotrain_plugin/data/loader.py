@@ -11,6 +11,7 @@ import atexit
 import signal
 import time
 import traceback
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -157,8 +158,9 @@ class _Workers:
 
     def __init__(self, dataset: CooperativeDataset, count: int, *, persistent: bool) -> None:
         self._wanted = _Wanted()
-        self.count = count
+        self._walk: Iterator[Any] | None = None
         self.busy = True
+        _OPEN.add(self)
         self._loader: DataLoader[Any] = DataLoader(
             _Guarded(dataset),
             batch_sampler=self._wanted,
@@ -174,7 +176,14 @@ class _Workers:
     def walk(self, wanted: list[list[SampleKey]]) -> Iterator[Batch | _Failure]:
         """Return the batches of ``wanted``; what an earlier walk left over is thrown away."""
         self._wanted.batches = wanted
-        return iter(self._loader)
+        self._walk = iter(self._loader)
+        return self._walk
+
+    def close(self) -> None:
+        """End the processes, in the middle of a walk too."""
+        shut_down = getattr(self._walk, "_shutdown_workers", None)  # torch has no public way
+        if shut_down is not None:
+            shut_down()
 
 
 class _Wanted(Sampler[list[SampleKey]]):
@@ -196,8 +205,14 @@ _MOST_KEPT: Final = 2
 _WORKERS: Final[OrderedDict[int, tuple[CooperativeDataset, _Workers]]] = OrderedDict()
 """By the data set's identity, which it keeps as long as it is held here."""
 
-# Workers ignore SIGTERM, by which multiprocessing would end them at exit: let go of them before.
-atexit.register(_WORKERS.clear)
+_OPEN: Final[weakref.WeakSet[_Workers]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Workers ignore SIGTERM, by which multiprocessing would end them at exit and wait for ever."""
+    for workers in list(_OPEN):
+        workers.close()
 
 
 def _workers_of(dataset: CooperativeDataset, batches: int) -> _Workers:
