@@ -288,13 +288,12 @@ def _gap_boxes(
         for left in gaps[np.diff(track.frames)[gaps] - 1 <= max_missing].tolist():
             first, last = track.frames[left : left + 2].tolist()
             watching = labelled_by[one, first] + labelled_by[one, last]
-            for frame in range(first + 1, last):
-                box = _between(
-                    track.boxes[left], track.boxes[left + 1], (frame - first) / (last - first)
-                )
-                agent = next((a for a in watching if (a, frame) in files), None)
+            for now in range(first + 1, last):
+                share = (now - first) / (last - first)
+                agent = next((a for a in watching if (a, now) in files), None)
                 if agent is not None:
-                    filled[agent, frame].append(FilledBox(one, box, track.raw_type))
+                    box = _between(track.boxes[left], track.boxes[left + 1], share)
+                    filled[agent, now].append(FilledBox(one, box, track.raw_type))
     return dict(filled)
 
 

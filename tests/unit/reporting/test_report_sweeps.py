@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from turbotrain_plugin.reporting import sweeps
+from turbotrain_plugin.reporting.style import save
 from turbotrain_plugin.reporting.sweeps import draw_sweeps, sweep_csv, sweep_table
 
 
@@ -34,6 +36,10 @@ DOCUMENT = {
         {"axis": "drop_out", "label": "messages lost", "unit": "share", "rows": [row(0.5, 0.5, 2)]},
     ],
 }  # fmt: skip
+
+
+def points_of(line: Line2D) -> np.ndarray[Any, Any]:
+    return np.stack([np.asarray(line.get_xdata()), np.asarray(line.get_ydata())], axis=1)
 
 
 def test_one_table_per_axis_and_one_protocol() -> None:
@@ -61,16 +67,20 @@ def test_curves_are_in_rising_order_without_what_was_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    save = sweeps.save
-    monkeypatch.setattr(sweeps, "save", lambda f, p: drawn.append(f) or save(f, p))
+
+    def keep(figure: Figure, out: Path) -> Path:
+        drawn.append(figure)
+        return save(figure, out)
+
+    monkeypatch.setattr(sweeps, "save", keep)
     path = draw_sweeps(DOCUMENT, tmp_path / "sweep.png")
     assert path.read_bytes()[:4] == b"\x89PNG"
     top, other, below, _ = drawn[0].axes
-    lines = {line.get_label(): line.get_xydata() for line in top.get_lines()}
+    lines = {line.get_label(): points_of(line) for line in top.get_lines()}
     np.testing.assert_allclose(lines["AP@0.50"], [(0, 0.9), (200, 0.6)])
     np.testing.assert_allclose(lines["EPA"], [(0, 0.25), (100, 0.25), (200, 0.25)])
     (fde,) = below.get_lines()
-    np.testing.assert_allclose(fde.get_xydata(), [(100, 1.0), (200, 1.5)])
+    np.testing.assert_allclose(points_of(fde), [(100, 1.0), (200, 1.5)])
     assert below.get_xlabel() == "latency [ms]"
     assert len(other.get_lines()) == 2
     assert below.get_ylim()[0] == 0
