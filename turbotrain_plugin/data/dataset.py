@@ -23,6 +23,7 @@ from turbotrain_plugin.data.clips import ClipBuilder, select_objects
 from turbotrain_plugin.data.disturb import Disturbances
 from turbotrain_plugin.data.formats import open_root
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
+from turbotrain_plugin.data.joined import busiest_neighbour, join_agents, single_agent
 from turbotrain_plugin.data.prepare import (
     PreparedSample,
     SampleMap,
@@ -50,9 +51,9 @@ _LOG = logging.getLogger(__name__)
 PURPOSES: Final = ("pretrain", "train", "evaluate")
 SPLITS: Final = ("train", "validate", "test")
 
-# First words of the seeds, so that one kind of draw never repeats another (3: loader.py, 4:
+# First words of the seeds, so that one kind of draw never repeats another (3: loader.py, 5:
 # disturb.py).
-_EGO_DRAW, _SAMPLE_DRAW = 1, 2
+_EGO_DRAW, _SAMPLE_DRAW, _AGENT_DRAW = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         purpose: ``pretrain``: augmented, random ego, current points for reconstruction, no labels
             and no map needed. ``train``: augmented, random ego, targets. ``evaluate``: no
             augmentation, fixed ego, the higher voxel limit, the same sample in every epoch.
+
+    With early fusion a sample's agents become one that saw all points. With late fusion a sample
+    holds one of its agents, drawn at random, and the objects that its points hit, but all agents
+    for ``evaluate``. For DiscoNet's teacher, training samples carry their joined clouds beside.
 
     Raises:
         UserError: If the roots hold no usable scene or the keys ask for what is not offered.
@@ -104,13 +109,21 @@ class CooperativeDataset(Dataset[PreparedSample]):
             with_labels=not pretrain,
             with_map=data.use_map and map_args.enabled and not pretrain,
         )
-        # What pretraining rebuilds are the clouds themselves: disturbed ones would be wrong labels.
-        self.disturbances = None if pretrain else Disturbances.from_config(config)
         self._cells = map_cells(self.grid, map_args.stride)
         self._clips = ClipBuilder(self.reader, self.options)
         train = purpose == "train"
         self._scenes = _labelled_scenes(self.reader, roots) if train else self.reader.scenes
         self._windows = ClipIndex(self._scenes, self.options)
+        method = config.model.args.fusion.core_method
+        self._joins = method == "early"
+        self._separates = method == "late" and purpose != "evaluate"
+        self._teaches = bool(
+            method == "disconet" and config.model.args.fusion.distill.teacher and train
+        )
+        # What pretraining rebuilds are the clouds themselves: disturbed ones would be wrong labels.
+        # Agents that learn apart, for late fusion, send nothing.
+        disturbed = not (pretrain or self._separates)
+        self.disturbances = Disturbances.from_config(config) if disturbed else None
         if self.disturbances is not None:
             self.disturbances.warn_of_thin_clouds(self._scenes)
 
@@ -125,16 +138,32 @@ class CooperativeDataset(Dataset[PreparedSample]):
         """
         rng = self._rng(_SAMPLE_DRAW, key.epoch, key.index)
         sample = self._raw(key, rng)
+        sent_points = None
+        if self._joins:
+            sent_points = busiest_neighbour(sample, self.grid.range_m)
+            sample = join_agents(sample)
         limits = self.config.preprocess.args
         evaluate = self.purpose == "evaluate"
         max_voxels = limits.max_voxel_test if evaluate else limits.max_voxel_train
+        prepared = self._prepared(sample, max_voxels, rng)
+        joined = None
+        if self._teaches:
+            # As many voxels as the agents have apart (our choice).
+            clouds = replace(join_agents(sample), truth=None, map=None)
+            joined = self._prepared(clouds, max_voxels * len(sample.agent_ids), rng)
+        return replace(prepared, sent_points=sent_points, joined=joined)
+
+    def _prepared(
+        self, sample: Sample, max_voxels: int, rng: np.random.Generator
+    ) -> PreparedSample:
+        max_points = self.config.preprocess.args.max_points_per_voxel
         return PreparedSample(
             key=(sample.scene, sample.frame, sample.agent_ids[0]),
             agent_types=sample.agent_types,
             frame_valid=sample.frame_valid,
             time_offset_s=sample.time_offset_s,
             ego_SE3_agent=sample.ego_SE3_agent,
-            voxels=sample_voxels(sample, self.grid, limits.max_points_per_voxel, max_voxels, rng),
+            voxels=sample_voxels(sample, self.grid, max_points, max_voxels, rng),
             map=self._map(sample),
             targets=self._targets(sample),
             reconstruction=(
@@ -149,7 +178,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         return tuple(self._scenes[number].name for number in self._windows.scene_numbers())
 
     def sample(self, key: SampleKey) -> Sample:
-        """Return the sample as the network sees it, with raw points in place of voxels."""
+        """Return the sample as the network sees it, with raw points in place of voxels.
+
+        Clouds are not joined yet, so that pictures tell whose a point is.
+        """
         return self._raw(key, self._rng(_SAMPLE_DRAW, key.epoch, key.index))
 
     def describe(self, key: SampleKey) -> str:
@@ -173,13 +205,16 @@ class CooperativeDataset(Dataset[PreparedSample]):
         scene = self._scenes[window.scene]
         augmented = self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment)
         change = draw(self.config.data_augment if augmented else (), rng)
-        if self.disturbances is None:
-            sample = self._clips.build(scene, window.frame, ego_rng)
-            return select_objects(augment(sample, change), self.options)
-        effect_of = partial(self.disturbances.draw, self._epoch(key.epoch), key.index)
-        heard, seen = self._clips.build_disturbed(scene, window.frame, ego_rng, effect_of)
-        labels = select_objects(augment(seen, change), self.options)
-        return replace(augment(heard, change), truth=labels.truth)
+        if self.disturbances is not None:
+            effect_of = partial(self.disturbances.draw, self._epoch(key.epoch), key.index)
+            heard, seen = self._clips.build_disturbed(scene, window.frame, ego_rng, effect_of)
+            labels = select_objects(augment(seen, change), self.options)
+            return replace(augment(heard, change), truth=labels.truth)
+        sample = augment(self._clips.build(scene, window.frame, ego_rng), change)
+        if self._separates:
+            agent = self._rng(_AGENT_DRAW, key.epoch, key.index).integers(len(sample.agent_ids))
+            sample = single_agent(sample, int(agent))
+        return select_objects(sample, self.options)
 
     def _epoch(self, epoch: int) -> int:
         """Return the epoch of the draws: an evaluation sees the same whenever it is made."""

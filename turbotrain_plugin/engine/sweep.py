@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.config.check import check
+from turbotrain_plugin.engine import exchange
 from turbotrain_plugin.engine.assembly import build_dataset
 from turbotrain_plugin.engine.evaluate import OpenedRun, open_run, output_folder
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
@@ -132,9 +135,10 @@ def sweep_run(
     configs = {s: [AXES[s.axis].disturb(run.measured, v) for v in s.values] for s in wanted}
     for config in (config for listed in configs.values() for config in listed):
         check(config)
-    out = output_folder(folder, split, out)
+    out = exchange.shared(lambda: output_folder(folder, split, out))
     LOG.info("sweeping %s on %d samples of %s", run.weights, len(run.dataset), run.dataset.split)
-    total = len(run.dataset) * sum(len(sweep.values) for sweep in wanted)
+    own = -(-len(run.dataset) // process_count())
+    total = own * sum(len(sweep.values) for sweep in wanted)
     with Progress("sweep", total) as progress:
         measured = [_measured(run, sweep, configs[sweep], split, progress) for sweep in wanted]
     document = {
@@ -145,6 +149,8 @@ def sweep_run(
         "protocol": _shared([row["protocol"] for sweep in measured for row in sweep["rows"]]),
         "sweeps": measured,
     }
+    if not exchange.is_main():
+        return document
     write_json(out / "sweep.json", document)
     write_text(out / "sweep.csv", sweep_csv(document))
     emit(sweep_table(document))
@@ -158,7 +164,7 @@ def _measured(
 ) -> dict[str, Any]:
     axis, rows = AXES[sweep.axis], []
     for value, config in zip(sweep.values, configs, strict=True):
-        dataset = build_dataset(config, split, "evaluate")
+        dataset = exchange.main_first(partial(build_dataset, config, split, "evaluate"))
         evaluated = evaluate_network(
             run.network, dataset, config, on_sample=lambda: progress.advance(sweep.axis)
         )
