@@ -27,6 +27,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _positive(config)
     yield from _anchors(config)
     yield from _augment(config)
+    yield from _disturbances(config)
     yield from _channels(config)
     yield from _distillation(config)
     yield from _training(config)
@@ -151,6 +152,26 @@ def _augment(config: RunConfig) -> Iterator[str]:
             yield (
                 f"{where}.WORLD_SCALE_RANGE must be positive, smallest first. Found {[low, high]}."
             )
+
+
+def _disturbances(config: RunConfig) -> Iterator[str]:
+    wild, data = config.wild_setting, config.turbotrain.data
+    not_negative = {
+        "wild_setting.async_overhead": wild.async_overhead,
+        "wild_setting.xyz_std": wild.xyz_std,
+        "wild_setting.ryp_std": wild.ryp_std,
+        "wild_setting.seed": wild.seed,
+        "wild_setting.data_size": wild.data_size,
+        "wild_setting.backbone_delay": wild.backbone_delay,
+        "turbotrain.data.repair.fill_gaps_s": data.repair.fill_gaps_s,
+    }
+    for name, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            yield f"{name} must be finite and not negative. Found {value}."
+    if not 0 < wild.transmission_speed < math.inf:
+        yield f"wild_setting.transmission_speed must be positive. Found {wild.transmission_speed}."
+    if not 0 <= data.drop_out <= 1:
+        yield f"turbotrain.data.drop_out must lie in [0, 1]. Found {data.drop_out}."
 
 
 def _channels(config: RunConfig) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turbotrain_plugin.data.targets import SampleTargets
 from turbotrain_plugin.data.vector_map import nearest_segments
-from turbotrain_plugin.data.voxelize import VoxelCloud, inside_range, voxelize_cloud
+from turbotrain_plugin.data.voxelize import inside_range, plan_voxels
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.structures import (
     Batch,
@@ -127,22 +127,24 @@ def sample_voxels(
     rng: np.random.Generator | None,
 ) -> SampleVoxels:
     """Voxelise every cloud of a sample, agent by agent, oldest frame first."""
-    clouds: list[VoxelCloud] = [
-        voxelize_cloud(cloud, grid, max_points, max_voxels, rng)
-        for frames in sample.points
-        for cloud in frames
-    ]
-    counts = [len(cloud.counts) for cloud in clouds]
-    index = np.repeat(np.arange(len(clouds), dtype=np.int32), counts)
-    zyx = np.concatenate([cloud.coordinates for cloud in clouds])
-    in_range = sum(cloud.in_range for cloud in clouds)
-    kept = sum(cloud.in_kept_voxels for cloud in clouds)
+    clouds = [cloud for frames in sample.points for cloud in frames]
+    plans = [plan_voxels(cloud, grid, max_voxels, rng) for cloud in clouds]
+    starts = np.cumsum([0, *(len(plan.first) for plan in plans)]).tolist()
+    points = np.zeros((starts[-1], max_points, 4), np.float32)  # once for all: this is most bytes
+    coordinates = np.empty((starts[-1], 4), np.int32)
+    for number, (plan, cloud) in enumerate(zip(plans, clouds, strict=True)):
+        rows = slice(starts[number], starts[number + 1])
+        plan.fill(cloud, points[rows])
+        coordinates[rows, 0] = number
+        coordinates[rows, 1:] = plan.coordinates
+    sizes = np.concatenate([plan.sizes for plan in plans])
+    in_range = sum(len(plan.order) for plan in plans)
     return SampleVoxels(
-        points=np.concatenate([cloud.points for cloud in clouds]),
-        coordinates=np.concatenate([index[:, None], zyx], axis=1),
-        counts=np.concatenate([cloud.counts for cloud in clouds]),
+        points=points,
+        coordinates=coordinates,
+        counts=np.minimum(sizes, max_points).astype(np.int32),
         map_count=len(clouds),
-        truncated_share=1.0 - kept / in_range if in_range else 0.0,
+        truncated_share=1.0 - int(sizes.sum()) / in_range if in_range else 0.0,
     )
 
 
@@ -194,6 +196,8 @@ def reconstruction_points(sample: Sample, grid: BevGrid, frames: int = 1) -> Sam
 def collate(samples: Sequence[PreparedSample]) -> Batch:
     """Stack samples: agents and voxels in one row of samples, indices moved accordingly.
 
+    A batch of one sample shares the memory of the sample's arrays.
+
     ``map`` is None when no sample has a map, ``targets`` and ``reconstruction`` are None unless
     every sample has them.
     """
@@ -217,7 +221,8 @@ def collate(samples: Sequence[PreparedSample]) -> Batch:
 
 
 def _stack(arrays: Any) -> Tensor:  # noqa: ANN401 - an iterable of arrays of one dtype
-    return torch.from_numpy(np.concatenate(list(arrays)))
+    parts = list(arrays)
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:

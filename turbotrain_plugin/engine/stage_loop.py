@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from turbotrain_plugin.balancing.processes import process_count
-from turbotrain_plugin.data import CooperativeDataset, make_loader
+from turbotrain_plugin.data import BatchLoader, CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
 from turbotrain_plugin.engine.collapse import warn_of_collapse
@@ -63,6 +63,7 @@ class StageLoop:
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self.position = Position()
+        self._waited_s = 0.0
         self._generator = torch.Generator(device=context.device)
         self.batches_per_epoch: Final = len(self._loader(0, 0))
         if stage.balance is not None:
@@ -86,7 +87,7 @@ class StageLoop:
         done = -(-self.position.batch // self._block.accumulate)
         return self.position.epoch * self.steps_per_epoch + done
 
-    def _loader(self, epoch: int, start_batch: int) -> Any:  # noqa: ANN401 - sized iterable
+    def _loader(self, epoch: int, start_batch: int) -> BatchLoader:
         return make_loader(
             self._train_set,
             batch_size=self.stage.batch_size,
@@ -123,7 +124,8 @@ class StageLoop:
 
     def _epoch(self, progress: Progress) -> None:
         position = self.position
-        begin = time.monotonic()
+        start = begin = time.monotonic()
+        waited_s = 0.0
         for batches in self._groups():
             result = self._step(batches)
             now = time.monotonic()
@@ -131,7 +133,8 @@ class StageLoop:
             position.batch += len(batches)
             position.stage_step += 1
             position.global_step += 1
-            self._record(result, now - begin)
+            self._record(result, now - begin, self._waited_s - waited_s)
+            waited_s = self._waited_s
             progress.advance(
                 f"epoch {position.epoch + 1}/{self.stage.epoches}  "
                 + "  ".join(f"{name} {value:.3f}" for name, value in result.tasks.items())
@@ -139,6 +142,13 @@ class StageLoop:
             )
             begin = now
             self._after_step()
+        share = waited_s / max(time.monotonic() - start, 1e-9)
+        LOG.info(
+            "%s epoch %d: %.0f %% of the time was spent waiting for data",
+            self.stage.name,
+            position.epoch + 1,
+            100 * share,
+        )
         validation_set = self._validation_set if self._validation_due() else None
         if validation_set is not None:
             self.save()  # a validation may be long: whoever stops it goes on right before it
@@ -155,7 +165,9 @@ class StageLoop:
     def _groups(self) -> Iterator[list[Batch]]:
         """Yield the batches of each optimiser step of what is left of the epoch."""
         group: list[Batch] = []
-        for batch in self._loader(self.position.epoch, self.position.batch):
+        loader = self._loader(self.position.epoch, self.position.batch)
+        for batch in loader:
+            self._waited_s = loader.waited_s
             group.append(batch)
             if len(group) == self._block.accumulate:
                 yield group
@@ -184,12 +196,14 @@ class StageLoop:
             generator=self._generator,
         )
 
-    def _record(self, result: StepResult, seconds: float) -> None:
+    def _record(self, result: StepResult, seconds: float, waited_s: float) -> None:
         if self._context.log is not None:
-            self._write_record(self._context.log, result, seconds)
+            self._write_record(self._context.log, result, seconds, waited_s)
         self._count(result)
 
-    def _write_record(self, log: MetricsLog, result: StepResult, seconds: float) -> None:
+    def _write_record(
+        self, log: MetricsLog, result: StepResult, seconds: float, waited_s: float
+    ) -> None:
         position = self.position
         line: dict[str, Any] = {
             "stage": self.stage.name,
@@ -203,6 +217,7 @@ class StageLoop:
             "balanced": bool(result.record is not None and result.record.balanced),
             "taken": result.taken,
             "seconds": round(seconds, 4),
+            "data_wait": round(waited_s / max(seconds, 1e-9), 4),
         }
         if result.record is not None and result.record.balanced:
             line |= balance_line(result.record, self.balancer.window)
