@@ -21,8 +21,10 @@ from turbotrain_plugin.balancing.gradients import (
     like,
     present,
     sum_losses,
+    total,
 )
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks, reached_by_several
+from turbotrain_plugin.balancing.probe import Probe
 from turbotrain_plugin.balancing.processes import (
     agree_on_leaves,
     average_combined,
@@ -157,6 +159,12 @@ class GatheredStep:
             for leaf, value in found.items():
                 leaf.grad = like(leaf, value if leaf.grad is None else leaf.grad + value)
 
+    def measure(
+        self, probe: Probe, losses: Mapping[str, Tensor], scale: float, batches: Batches
+    ) -> None:
+        """Let ``probe`` look at one micro-batch of a free step; see :meth:`add`."""
+        probe.add(losses, self._reached(losses, tuple(batches[-1]), examine=True), scale)
+
     def add(self, losses: Mapping[str, Tensor], scale: float, batches: Batches) -> None:
         """Add one micro-batch, decide over all of them, write ``.grad``.
 
@@ -268,15 +276,21 @@ class GatheredStep:
         """
         tasks = self._gradients.tasks
         rows: tuple[dict[str, Tensor], ...] = ()
+        modules: dict[str, Tensor] = {}
+        square = given.scale**2
         if balanced is None:
-            gramian = self._gradients.products() / given.scale**2
+            gramian = self._gradients.products() / square
         else:
-            gramian = self._gradients.gramian(balanced) / given.scale**2
+            blocks = self._gradients.products_by_leaf(balanced)
+            gramian = total(blocks.values(), len(tasks)) / square
+            modules = {
+                name: part / square for name, part in self._sharing.by_module(blocks).items()
+            }
             if self._method.needs_rows:
                 rows = self._gradients.rows(self._sharing.named(balanced), given.scale)
         self.evidence = TaskStep(tasks, gramian, sum_over_batches(given.batches, tasks), rows)
         weights, direction = decide(self._method, self.evidence)
-        self.decision = Decision(tasks, gramian, weights)
+        self.decision = Decision(tasks, gramian, weights, modules)
         return weights, direction
 
     def _differentiate(

@@ -231,8 +231,8 @@ class StageLoop:
             "taken": result.taken,
             "seconds": round(seconds, 4),
         }
-        if result.record is not None and result.record.balanced:
-            line |= balance_line(result.record, self.balancer.window)
+        if result.record is not None and result.record.measured:
+            line |= balance_line(result.record, self.balancer.window_of(result.record))
         self._context.log.write(line)
         scalars = {f"{self.stage.name}/{name}": value for name, value in result.tasks.items()}
         scalars |= {f"{self.stage.name}/{name}": value for name, value in result.parts.items()}
