@@ -44,14 +44,16 @@ def _losses(model: TinyTasks, rank: int, world: int, step: int) -> dict[str, tor
 def _one(model: TinyTasks, rows: torch.Tensor, step: int, rank: int) -> dict[str, torch.Tensor]:
     if rank == 1 and step == STEPS - 1:
         return {task: torch.zeros((), dtype=rows.dtype) for task in ("detection", "prediction")}
-    return model(rows)
+    losses: dict[str, torch.Tensor] = model(rows)
+    return losses
 
 
 def one_rank(rank: int, world: int, folder: str) -> None:
     """Run with and without probing, save what came out."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", world)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     found = {every: probed(rank, world, every) for every in (0, 1)}
     torch.distributed.destroy_process_group()
     torch.save(found, Path(folder) / f"{rank}.pt")
