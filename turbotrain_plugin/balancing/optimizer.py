@@ -14,7 +14,7 @@ With mixed precision the order is: ``optimizer.backward(losses, scaler=scaler)``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -226,14 +226,20 @@ class GradientBalancer(OptimizerWrapper):
         scaler.scale(torch.zeros((), device=self._home))
         return float(scaler.get_scale())
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401
         """Take one step of the wrapped optimiser, unless losses or gradients are not finite.
 
         Args:
-            closure: Not supported.
+            closure: Called once before, with gradients enabled, as trainers do that wrap ``step``;
+                it should call :meth:`backward` unless that has been done.
+
+        Returns:
+            What ``closure`` returned.
         """
+        returned = None
         if closure is not None:
-            raise ValueError("Parameter `closure` should be None. Found a closure.")
+            with torch.enable_grad():
+                returned = closure()
         fault = self._fault()
         if fault:
             warnings.warn(
@@ -254,6 +260,7 @@ class GradientBalancer(OptimizerWrapper):
                 advance(self.method, self._gathered.evidence)
             self._step += 1
         self._forget_step()
+        return returned
 
     def window_of(self, record: BalanceRecord) -> BalanceWindow:
         """Return the running figures that a step of this kind counts to."""

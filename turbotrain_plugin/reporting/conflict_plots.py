@@ -69,7 +69,7 @@ def _cosines(axes: Axes, logs: Sequence[ConflictLog], window: int) -> None:
     """Every step as a dot, the running mean as a line."""
     for label, colour, log, pair in _pair_lines(logs):
         x, y = _series(log.measured, "cosines", pair)
-        axes.plot(x, y, ".", color=colour, markersize=2.5, alpha=0.25)
+        axes.plot(x, y, ".", color=colour, markersize=2.5, alpha=0.4)
         _trail(axes, x, y, window, color=colour, label=label)
     axes.axhline(0.0, color=BLACK, linewidth=0.7)
     axes.set_ylabel("cosine")
@@ -80,9 +80,10 @@ def _norms(axes: Axes, logs: Sequence[ConflictLog], window: int) -> None:
     for log in logs:
         for task in log.tasks:
             x, y = _series(log.measured, "task_norms", task)
-            colour = next(colours)
-            axes.plot(x, y, ".", color=colour, markersize=2.0, alpha=0.2)
-            _trail(axes, x, y, window, color=colour, label=_label(logs, log, task))
+            x, y, colour = x[y > 0], y[y > 0], next(colours)
+            axes.plot(x, y, ".", color=colour, markersize=2.5, alpha=0.4)
+            label = _label(logs, log, task)
+            _trail(axes, x, y, window, color=colour, label=label, geometric=True)
     axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel("gradient norm")
 
@@ -109,8 +110,8 @@ def _heat_map(
     axes.tick_params(labelsize=8)
     title = "mean cosine by module" + (f", {pair}" if len(log.pairs) > 1 else "")
     axes.set_title(f"{title}, {log.name}" if named else title, fontsize=9, loc="left")
-    bar = figure.colorbar(mesh, ax=axes, aspect=8, extend="both", pad=0.01)
-    bar.ax.tick_params(labelsize=8)
+    beside = axes.inset_axes((1.015, 0.0, 0.012, 1.0))
+    figure.colorbar(mesh, cax=beside, extend="both").ax.tick_params(labelsize=8)
 
 
 def module_means(log: ConflictLog, pair: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -180,6 +181,7 @@ def _trail(
     *,
     color: str,
     label: str,
+    geometric: bool = False,
 ) -> None:
     """Draw the mean of the last ``window`` values, from the first quarter of a window on.
 
@@ -188,9 +190,9 @@ def _trail(
     """
     if not len(x):
         return
-    mean = running_mean(y, window)
-    usual = float(np.median(np.diff(x))) if len(x) > 1 else 1.0
-    cuts = np.flatnonzero(np.diff(x) > 10.0 * usual) + 1
+    mean = np.exp(running_mean(np.log(y), window)) if geometric else running_mean(y, window)
+    usual = float(np.quantile(np.diff(x), 0.9)) if len(x) > 1 else 1.0
+    cuts = np.flatnonzero(np.diff(x) > 4.0 * usual) + 1
     for part_x, part_y in zip(np.split(x, cuts), np.split(mean, cuts), strict=True):
         marker = "o" if len(part_x) == 1 else ""
         axes.plot(
