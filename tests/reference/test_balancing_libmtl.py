@@ -47,16 +47,16 @@ class Peer:
         self.weighting.init_param()
 
     def _zero(self) -> None:
-        assert self.parameter.grad is not None
-        self.parameter.grad.zero_()
+        self.parameter.grad = torch.zeros_like(self.parameter)
 
     def update(self, rows: Tensor, losses: Sequence[float], **args: float) -> Tensor:
         """Return the gradient it leaves for these task gradients and losses."""
-        self.parameter.grad = None
+        self._zero()
         values = [row @ self.parameter + loss for row, loss in zip(rows, losses, strict=True)]
         self.weighting.backward(torch.stack(values), **args)
-        assert self.parameter.grad is not None
-        return self.parameter.grad.clone()
+        found: Tensor | None = self.parameter.grad
+        assert found is not None
+        return found.clone()
 
 
 def long_enough(tasks: int, seed: int) -> Tensor:

@@ -28,7 +28,7 @@ def modules_of(
         UserError: If a pattern means no parameter.
     """
     found = {parameter: _first_part(name) for parameter, name in names.items()}
-    for module, patterns in reversed(given.items()):
+    for module, patterns in reversed(list(given.items())):
         for parameter in match_patterns(patterns, names, "modules of the figures"):
             found[parameter] = module
     return found

@@ -226,7 +226,7 @@ class GradientBalancer(OptimizerWrapper):
         scaler.scale(torch.zeros((), device=self._home))
         return float(scaler.get_scale())
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Take one step of the wrapped optimiser, unless losses or gradients are not finite.
 
         Args:
