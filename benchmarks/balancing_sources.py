@@ -310,22 +310,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result file")
     parser.add_argument(
-        "--repeats", type=int, default=7, help="repeats on SECOND; twice on pillars"
+        "--repeats", type=int, default=7, help="repeats on SECOND; thrice on pillars"
     )
     parser.add_argument("--steps", type=int, default=150, help="training steps of the comparison")
     parser.add_argument("--libmtl", type=Path, help="checkout of LibMTL; without it, no such row")
+    parser.add_argument("--trunks", nargs="+", choices=tuple(TRUNKS), default=tuple(TRUNKS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     libmtl = load_libmtl(arguments.libmtl) if arguments.libmtl else None
     results: dict[str, Any] = {"cost": {}, "directions": {}}
-    for trunk, overrides in TRUNKS.items():
-        repeats = arguments.repeats * (1 if trunk == "SECOND" else 2)
-        results["cost"][trunk] = cost(setup_of(overrides), repeats, libmtl)
-    for trunk, overrides in TRAINED.items():
-        results["directions"][trunk] = directions(setup_of(overrides), arguments.steps)
-    setup = {
-        "cost": {trunk: to_plain(setup_of(keys).config) for trunk, keys in TRUNKS.items()},
-        "directions": {trunk: to_plain(setup_of(keys).config) for trunk, keys in TRAINED.items()},
+    setup: dict[str, Any] = {"cost": {}, "directions": {}}
+    for trunk in arguments.trunks:
+        repeats = arguments.repeats * (1 if trunk == "SECOND" else 3)
+        measured, trained = setup_of(TRUNKS[trunk]), setup_of(TRAINED[trunk])
+        results["cost"][trunk] = cost(measured, repeats, libmtl)
+        results["directions"][trunk] = directions(trained, arguments.steps)
+        setup["cost"][trunk] = to_plain(measured.config)
+        setup["directions"][trunk] = to_plain(trained.config)
+    setup |= {
         "repeats": arguments.repeats,
         "steps": arguments.steps,
         "libmtl": libmtl is not None,

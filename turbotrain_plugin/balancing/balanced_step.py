@@ -54,6 +54,7 @@ class _MicroBatch:
     Attributes:
         losses: Task -> loss times the loss scale; those without a graph left out.
         leaves: The leaves each task reaches on any process.
+        local: The leaves each task reaches on this one.
         scale: Loss scale.
         batches: Losses of all tasks over the step so far, without the loss scale.
         check: What the gradients are checked by; None: they have been checked before.
@@ -61,6 +62,7 @@ class _MicroBatch:
 
     losses: Mapping[str, Tensor]
     leaves: Leaves
+    local: Leaves
     scale: float
     batches: Batches
     check: SumCheck | None
@@ -136,7 +138,7 @@ class GatheredStep:
 
     def examine(self, losses: Mapping[str, Tensor]) -> None:
         """Find the shared parameters without running anything."""
-        self._reached(losses, tuple(losses), examine=True)
+        self._reached(leaves_of_tasks(losses), tuple(losses), examine=True)
 
     def add_plain(
         self, losses: Mapping[str, Tensor], scale: float, batches: Batches, *, examine: bool
@@ -149,8 +151,9 @@ class GatheredStep:
             batches: See :meth:`add`.
             examine: Whether to look for the shared parameters as well.
         """
-        leaves = self._reached(losses, tuple(batches[-1]), examine=examine)
-        mine = _all_leaves(leaves_of_tasks(losses))
+        local = leaves_of_tasks(losses)
+        leaves = self._reached(local, tuple(batches[-1]), examine=examine)
+        mine = _all_leaves(local)
         values: Sequence[Tensor | None] = ()
         if losses:
             values = torch.autograd.grad(sum_losses(losses) * scale, mine, allow_unused=True)
@@ -163,7 +166,8 @@ class GatheredStep:
         self, probe: Probe, losses: Mapping[str, Tensor], scale: float, batches: Batches
     ) -> None:
         """Let ``probe`` look at one micro-batch of a free step; see :meth:`add`."""
-        probe.add(losses, self._reached(losses, tuple(batches[-1]), examine=True), scale)
+        local = leaves_of_tasks(losses)
+        probe.add(losses, self._reached(local, tuple(batches[-1]), examine=True), scale)
 
     def add(self, losses: Mapping[str, Tensor], scale: float, batches: Batches) -> None:
         """Add one micro-batch, decide over all of them, write ``.grad``.
@@ -173,12 +177,13 @@ class GatheredStep:
             scale: Loss scale of what is written.
             batches: The losses of all tasks.
         """
-        leaves = self._reached(losses, tuple(batches[-1]), examine=True)
+        local = leaves_of_tasks(losses)
+        leaves = self._reached(local, tuple(batches[-1]), examine=True)
         scaled = {task: loss * scale for task, loss in losses.items()}
         if scale == 1.0:
             scaled = dict(losses)
         check = None if self._checked or len(losses) < 2 else SumCheck()
-        given = _MicroBatch(scaled, leaves, scale, batches, check)
+        given = _MicroBatch(scaled, leaves, local, scale, batches, check)
         if self._source == FEATURE:
             self._add_at_feature(given)
         elif self._source == CUT:
@@ -188,11 +193,9 @@ class GatheredStep:
         if check is not None:
             self._checked = check.conclusive
 
-    def _reached(
-        self, losses: Mapping[str, Tensor], tasks: Sequence[str], *, examine: bool
-    ) -> Leaves:
-        """Return the leaves each task reaches on any process."""
-        leaves = agree_on_leaves(tasks, leaves_of_tasks(losses), self._sharing.known)
+    def _reached(self, local: Leaves, tasks: Sequence[str], *, examine: bool) -> Leaves:
+        """Return the leaves each task reaches on any process, given those on this one."""
+        leaves = agree_on_leaves(tasks, local, self._sharing.known)
         if not leaves:
             raise UserError(
                 f"None of the losses {', '.join(tasks)} depends on a parameter that is trained: "
@@ -203,7 +206,7 @@ class GatheredStep:
         return leaves
 
     def _add_exact(self, given: _MicroBatch) -> None:
-        found = self._differentiate(given.losses, leaves_of_tasks(given.losses), given.check)
+        found = self._differentiate(given.losses, given.local, given.check)
         self._gradients.add(average_gradients(found, given.leaves))
         balanced = self._sharing.select(self._gradients)
         weights, direction = self._decide(balanced, given)
