@@ -49,9 +49,6 @@ INFRASTRUCTURE: Final = 1
 """Agent type of a roadside unit."""
 
 
-# --------------------------------------------------------------------------------------------- data
-
-
 @dataclass(frozen=True, slots=True)
 class AgentFrame:
     """One agent at one time: pose and labels; its points are read apart, being large.
@@ -144,9 +141,6 @@ class Sample:
     map: MapSegments | None
 
 
-# -------------------------------------------------------------------------------------------- batch
-
-
 @dataclass(slots=True)
 class Voxels:
     """Voxelised points of all (agent, frame) maps of a batch; map index = agent * T + frame.
@@ -229,6 +223,8 @@ class Batch:
         reconstruction: Raw current points, only for pretraining.
         truth: One entry a sample (None for unlabelled logs).
         keys: (scene, frame, ego id) of each sample, for messages.
+        sent_points: (B,) int64, points of the busiest neighbour if clouds were joined, else None.
+        joined: The same samples with joined clouds, for a teacher; None without one.
     """
 
     record_len: Tensor
@@ -242,13 +238,12 @@ class Batch:
     reconstruction: ReconstructionPoints | None
     truth: list[GroundTruth | None]
     keys: list[tuple[str, int, int]]
+    sent_points: Tensor | None = None
+    joined: Batch | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""
         return move_tensors(self, torch.device(device))
-
-
-# ------------------------------------------------------------------------------------------ results
 
 
 @dataclass(slots=True)
@@ -280,6 +275,8 @@ class FusionContext:
         ego_SE3_agent: (sum A, 4, 4) float32 at the current time.
         frames: The frames behind the features; None unless the fusion asks (``needs_frames``).
         labels: (B, H, W, anchors) int8 as in ``Targets``; None where nothing is supervised.
+        sent_points: (B,) int64 as in ``Batch``.
+        taught: (B, C, H, W), a teacher's map in place of the fused one; None without teacher.
     """
 
     record_len: Tensor
@@ -289,6 +286,8 @@ class FusionContext:
     ego_SE3_agent: Tensor
     frames: FrameMaps | None = None
     labels: Tensor | None = None
+    sent_points: Tensor | None = None
+    taught: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -296,16 +295,18 @@ class FusionOutput:
     """What agent fusion returns.
 
     Attributes:
-        features: (B, C, H, W).
+        features: (B, C, H, W); with ``rows``, (sum of rows, C, H, W).
         auxiliary_losses: Extra scalar losses by name.
         message_bytes: Bytes of features one neighbour sends per frame, before ``Compressor``.
         side_bytes: Bytes it sends beside them, which ``Compressor`` does not touch.
+        rows: (B,) int64, maps per sample, ego's first, if agents stay apart (late); else None.
     """
 
     features: Tensor
     auxiliary_losses: dict[str, Tensor]
     message_bytes: int
     side_bytes: int = 0
+    rows: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -318,6 +319,7 @@ class Predictions:
         trajectories: (B, H, W, anchors, F, 2) metres from the centre, or None.
         auxiliary_losses: Extra scalar losses of fusion modules (they join the detection task).
         message_bytes: Bytes one neighbour sends per frame.
+        rows: (B,) int64 as in ``FusionOutput``: the outputs are one per row in place of B.
     """
 
     class_logits: Tensor
@@ -325,6 +327,7 @@ class Predictions:
     trajectories: Tensor | None
     auxiliary_losses: dict[str, Tensor] = field(default_factory=dict)
     message_bytes: int = 0
+    rows: Tensor | None = None
 
 
 @dataclass(slots=True)

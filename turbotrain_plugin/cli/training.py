@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
@@ -15,6 +16,12 @@ def add_train(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--model_dir", type=Path, metavar="DIR", help="run folder to go on in")
     parser.add_argument("--resume", action="store_true", help="go on exactly where a run stopped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train in N processes on this machine, one a GPU (with --device cpu: on the CPU)",
+    )
     parser.add_argument("--seed", type=int, help="replaces the file's seed")
     parser.add_argument("--half", action="store_true", help="mixed precision (bf16)")
     parser.add_argument(
@@ -44,8 +51,13 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.distributed import is_launched
+    from turbotrain_plugin.engine.launch import launch
     from turbotrain_plugin.engine.run import TrainRequest, train
 
+    alone = options.gpus in (None, 1) or options.dry_run
+    if not alone and not is_launched(os.environ):
+        return launch(options.gpus, options.device, options.command_line)
     return train(
         TrainRequest(
             hypes=options.hypes,

@@ -28,6 +28,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _anchors(config)
     yield from _augment(config)
     yield from _channels(config)
+    yield from _distillation(config)
     yield from _training(config)
     yield from _stages(config)
     yield from _balance_args(config)
@@ -183,6 +184,24 @@ def _channels(config: RunConfig) -> Iterator[str]:
     ratio = args.compression.ratio
     if ratio < 0 or (ratio and args.channels % ratio):
         yield f"model.args.compression.ratio must be 0 or divide {args.channels}. Found {ratio}."
+    elif ratio and args.fusion.core_method in ("early", "late"):
+        yield (
+            "model.args.compression.ratio must be 0 with early or late fusion, which send points "
+            f"or objects and no maps. Found {ratio}."
+        )
+
+
+def _distillation(config: RunConfig) -> Iterator[str]:
+    fusion = config.model.args.fusion
+    if fusion.distill.teacher and fusion.core_method != "disconet":
+        yield (
+            "model.args.fusion.distill.teacher needs core_method disconet, the one that learns "
+            f"from a teacher. Found {fusion.core_method}."
+        )
+    if not fusion.distill.weight >= 0:
+        yield (
+            f"model.args.fusion.distill.weight must not be negative. Found {fusion.distill.weight}."
+        )
 
 
 def _training(config: RunConfig) -> Iterator[str]:

@@ -285,5 +285,10 @@ class TurboTrainConfig:
     )
     max_bad_steps: int = key(20, "Non-finite steps in a row before the run stops.")
     amp: str = key("off", "Mixed precision.", choices=("off", "bf16", "fp16"))
+    sync_batchnorm: bool = key(
+        False,
+        "Normalise by the batches of all processes together (GPUs only), else each by its own, "
+        "with running statistics averaged over them. Our choice.",
+    )
     deterministic: bool = key(True, "Ask torch for deterministic algorithms.")
     threads: int = key(0, "Torch threads of the main process (0: torch's own choice).")

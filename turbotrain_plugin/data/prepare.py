@@ -96,6 +96,8 @@ class PreparedSample:
         targets: Supervision, or None.
         reconstruction: Only for pretraining.
         truth: Objects, None for unlabelled logs.
+        sent_points: (1,) int64 points of the busiest neighbour where clouds are joined, else None.
+        joined: The sample with joined clouds, for a teacher, or None.
     """
 
     key: tuple[str, int, int]
@@ -108,6 +110,8 @@ class PreparedSample:
     targets: SampleTargets | None
     reconstruction: SamplePoints | None
     truth: GroundTruth | None
+    sent_points: NDArray[np.int64] | None = None
+    joined: PreparedSample | None = None
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return every array of the sample in a fixed order, for comparison and hashing."""
@@ -193,6 +197,8 @@ def collate(samples: Sequence[PreparedSample]) -> Batch:
         reconstruction=_collate_points(samples),
         truth=[sample.truth for sample in samples],
         keys=[sample.key for sample in samples],
+        sent_points=_collate_sent(samples),
+        joined=_collate_joined(samples),
     )
 
 
@@ -261,6 +267,16 @@ def _collate_points(samples: Sequence[PreparedSample]) -> ReconstructionPoints |
         sample=torch.from_numpy(np.repeat(np.arange(len(points)), lengths)),
         agent=torch.from_numpy(agent),
     )
+
+
+def _collate_sent(samples: Sequence[PreparedSample]) -> Tensor | None:
+    sent = [sample.sent_points for sample in samples if sample.sent_points is not None]
+    return _stack(sent) if len(sent) == len(samples) else None
+
+
+def _collate_joined(samples: Sequence[PreparedSample]) -> Batch | None:
+    joined = [sample.joined for sample in samples if sample.joined is not None]
+    return collate(joined) if len(joined) == len(samples) else None
 
 
 def _arrays(value: Any) -> list[NDArray[Any]]:  # noqa: ANN401 - nested dataclasses of arrays

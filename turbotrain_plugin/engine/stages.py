@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from turbotrain_plugin.config import BalanceConfig, OptimizerConfig, RunConfig, SchedulerConfig
+from turbotrain_plugin.engine import checkpoints
 
 PRETRAIN: Final = "pretrain"
 FINETUNE: Final = "finetune"
@@ -201,3 +203,19 @@ def training_config(config: RunConfig, stage: Stage) -> RunConfig:
     if not stage.single_agent:
         return adapted
     return replace(adapted, train_params=replace(config.train_params, max_cav=1))
+
+
+def stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
+    """Return the stage that weights are of: a run may have stopped in one with another network.
+
+    ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.
+    """
+    stages = stages_of(config)
+    last = folder / checkpoints.LAST
+    by_name = {stage.name: stage for stage in stages}
+    if "stage" in state:
+        return by_name.get(state["stage"], stages[-1])
+    if "position" not in state and last.is_file():
+        state = checkpoints.load_run_state(last)
+    index = state["position"]["stage"] if "position" in state else len(stages) - 1
+    return stages[min(index, len(stages) - 1)]
