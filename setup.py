@@ -41,7 +41,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
-        "torchjd>=0.18",
+        "torchjd[cagrad,quadprog-projector]>=0.18",  # solvers of its CAGrad and UPGrad
         "types-PyYAML",
         "types-tqdm",
     ],

@@ -135,8 +135,22 @@ def test_upgrad_passes_through(tasks: int) -> None:
         assert relative_gap(found @ rows, expected @ rows) < AGREE
 
 
-def test_upgrad_of_two_tasks_is_half_of_pcgrad() -> None:
-    """Up to the 1e-4 that TorchJD adds to the Gramian, so at lengths alike and clear angles."""
+@pytest.mark.parametrize("seed", range(20))
+def test_upgrad_of_two_tasks_is_half_of_pcgrad(seed: int) -> None:
+    """To 1e-6 once TorchJD regularises by 1e-12 in place of the 1e-4 it adds to the Gramian."""
+    pytest.importorskip("quadprog")
+    pytest.importorskip("qpsolvers")
+    dual_cone = pytest.importorskip("torchjd.linalg")
+    exact = dual_cone.QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)
+    for rows in (graded(2, seed, decades=0.0), graded(2, seed, decades=1.0, opposed=True)):
+        gramian = gramian_of(rows)
+        half = PCGrad().weigh(gramian) / 2
+        expected = aggregation.UPGradWeighting(projector=exact)(gramian)
+        assert relative_gap(half @ rows, expected @ rows) < AGREE
+
+
+def test_upgrad_as_it_is_regularised_is_near_half_of_pcgrad() -> None:
+    """At lengths alike and clear angles; where two tasks nearly cancel it is up to 8 % off."""
     pytest.importorskip("quadprog")
     pytest.importorskip("qpsolvers")
     for angle in (1.6, 2.0, 2.4):
@@ -148,6 +162,42 @@ def test_upgrad_of_two_tasks_is_half_of_pcgrad() -> None:
             step_of(torch.nn.functional.pad(rows, (0, 1)))
         )
         torch.testing.assert_close(found, half, rtol=2e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e6, 1e12])
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_tiny_and_huge_gradients(tasks: int, scale: float) -> None:
+    """TorchJD at this scale where it has no absolute threshold; our CAGrad against itself."""
+    torch.manual_seed(0)
+    method = PCGrad(seed=0)
+    for seed in range(10):
+        rows = graded(tasks, seed, opposed=seed % 2 == 0) * scale
+        gramian = gramian_of(rows)
+        torch.testing.assert_close(
+            method.weigh(gramian), aggregation.PCGradWeighting()(gramian), rtol=AGREE, atol=0.0
+        )
+        method.accept(step_of(rows))
+        if well_apart(gramian):
+            expected = aggregation.AlignedMTLWeighting()(gramian) @ rows
+            found = AlignedMTL(scale="mean").weigh(gramian) @ rows
+            assert relative_gap(found, expected) < AGREE
+        unscaled = CAGrad().weigh(gramian / scale**2)
+        torch.testing.assert_close(CAGrad().weigh(gramian), unscaled, rtol=AGREE, atol=0.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_zero_task_leaves_what_torchjd_makes_of_the_others(seed: int) -> None:
+    rows = graded(3, seed, opposed=True)
+    rows[1] = 0.0
+    others = rows[[0, 2]]
+    for method, theirs in (
+        (AlignedMTL(scale="mean"), aggregation.AlignedMTLWeighting()),
+        (PCGrad(), aggregation.PCGradWeighting()),
+    ):
+        weights, _ = decide(method, step_of(rows))
+        found = torch.tensor([weights[NAMES[0]], weights[NAMES[2]]], dtype=torch.float64)
+        expected = theirs(gramian_of(others))
+        assert relative_gap(found @ others, expected @ others) < AGREE
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 5])

@@ -16,7 +16,7 @@ from turbotrain_plugin.balancing.moco import MoCo
 from turbotrain_plugin.balancing.none import PlainSum
 from turbotrain_plugin.balancing.optimizer import GradientBalancer
 from turbotrain_plugin.balancing.pcgrad import PCGrad
-from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow
+from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow, ModuleRecord
 from turbotrain_plugin.balancing.schedule import (
     HybridSchedule,
     Schedule,
@@ -54,6 +54,7 @@ __all__ = [
     "GradientBalancer",
     "HybridSchedule",
     "MoCo",
+    "ModuleRecord",
     "PCGrad",
     "PlainSum",
     "Schedule",

@@ -21,8 +21,10 @@ from turbotrain_plugin.balancing.gradients import (
     like,
     present,
     sum_losses,
+    total,
 )
 from turbotrain_plugin.balancing.graph import Leaves, leaves_of_tasks, reached_by_several
+from turbotrain_plugin.balancing.probe import Probe
 from turbotrain_plugin.balancing.processes import (
     agree_on_leaves,
     average_combined,
@@ -53,6 +55,7 @@ class _MicroBatch:
     Attributes:
         losses: Task -> loss times the loss scale; those without a graph left out.
         leaves: The leaves each task reaches on any process.
+        local: The leaves each task reaches on this one.
         scale: Loss scale.
         batches: Losses of all tasks over the step so far, without the loss scale.
         check: What the gradients are checked by; None: they have been checked before.
@@ -60,6 +63,7 @@ class _MicroBatch:
 
     losses: Mapping[str, Tensor]
     leaves: Leaves
+    local: Leaves
     scale: float
     batches: Batches
     check: SumCheck | None
@@ -135,7 +139,7 @@ class GatheredStep:
 
     def examine(self, losses: Mapping[str, Tensor]) -> None:
         """Find the shared parameters without running anything."""
-        self._reached(losses, tuple(losses), examine=True)
+        self._reached(leaves_of_tasks(losses), tuple(losses), examine=True)
 
     def add_plain(
         self, losses: Mapping[str, Tensor], scale: float, batches: Batches, *, examine: bool
@@ -148,8 +152,9 @@ class GatheredStep:
             batches: See :meth:`add`.
             examine: Whether to look for the shared parameters as well.
         """
-        leaves = self._reached(losses, tuple(batches[-1]), examine=examine)
-        mine = _all_leaves(leaves_of_tasks(losses))
+        local = leaves_of_tasks(losses)
+        leaves = self._reached(local, tuple(batches[-1]), examine=examine)
+        mine = _all_leaves(local)
         values: Sequence[Tensor | None] = ()
         if losses:
             values = torch.autograd.grad(sum_losses(losses) * scale, mine, allow_unused=True)
@@ -157,6 +162,13 @@ class GatheredStep:
         with torch.no_grad():
             for leaf, value in found.items():
                 leaf.grad = like(leaf, value if leaf.grad is None else leaf.grad + value)
+
+    def measure(
+        self, probe: Probe, losses: Mapping[str, Tensor], scale: float, batches: Batches
+    ) -> None:
+        """Let ``probe`` look at one micro-batch of a free step; see :meth:`add`."""
+        local = leaves_of_tasks(losses)
+        probe.add(losses, self._reached(local, tuple(batches[-1]), examine=True), scale)
 
     def add(self, losses: Mapping[str, Tensor], scale: float, batches: Batches) -> None:
         """Add one micro-batch, decide over all of them, write ``.grad``.
@@ -166,12 +178,13 @@ class GatheredStep:
             scale: Loss scale of what is written.
             batches: The losses of all tasks.
         """
-        leaves = self._reached(losses, tuple(batches[-1]), examine=True)
+        local = leaves_of_tasks(losses)
+        leaves = self._reached(local, tuple(batches[-1]), examine=True)
         scaled = {task: loss * scale for task, loss in losses.items()}
         if scale == 1.0:
             scaled = dict(losses)
         check = None if self._checked or len(losses) < 2 else SumCheck()
-        given = _MicroBatch(scaled, leaves, scale, batches, check)
+        given = _MicroBatch(scaled, leaves, local, scale, batches, check)
         if self._source == FEATURE:
             self._add_at_feature(given)
         elif self._source == CUT:
@@ -181,11 +194,9 @@ class GatheredStep:
         if check is not None:
             self._checked = check.conclusive
 
-    def _reached(
-        self, losses: Mapping[str, Tensor], tasks: Sequence[str], *, examine: bool
-    ) -> Leaves:
-        """Return the leaves each task reaches on any process."""
-        leaves = agree_on_leaves(tasks, leaves_of_tasks(losses), self._sharing.known)
+    def _reached(self, local: Leaves, tasks: Sequence[str], *, examine: bool) -> Leaves:
+        """Return the leaves each task reaches on any process, given those on this one."""
+        leaves = agree_on_leaves(tasks, local, self._sharing.known)
         if not leaves:
             raise UserError(
                 f"None of the losses {', '.join(tasks)} depends on a parameter that is trained: "
@@ -196,7 +207,7 @@ class GatheredStep:
         return leaves
 
     def _add_exact(self, given: _MicroBatch) -> None:
-        found = self._differentiate(given.losses, leaves_of_tasks(given.losses), given.check)
+        found = self._differentiate(given.losses, given.local, given.check)
         self._gradients.add(average_gradients(found, given.leaves))
         balanced = self._sharing.select(self._gradients)
         weights, direction = self._decide(balanced, given)
@@ -269,16 +280,22 @@ class GatheredStep:
         """
         tasks = self._gradients.tasks
         rows: tuple[dict[str, Tensor], ...] = ()
+        modules: dict[str, Tensor] = {}
+        square = given.scale**2
         if balanced is None:
-            gramian = self._gradients.products() / given.scale**2
+            gramian = self._gradients.products() / square
         else:
-            gramian = self._gradients.gramian(balanced) / given.scale**2
+            blocks = self._gradients.products_by_leaf(balanced)
+            gramian = total(blocks.values(), len(tasks)) / square
+            modules = {
+                name: part / square for name, part in self._sharing.by_module(blocks).items()
+            }
             if self._method.needs_rows:
                 rows = self._gradients.rows(self._sharing.named(balanced), given.scale)
         self.evidence = TaskStep(tasks, gramian, sum_over_batches(given.batches, tasks), rows)
         weights, direction = decide(self._method, self.evidence)
         weights = same_weights(weights, self._home)
-        self.decision = Decision(tasks, gramian, weights)
+        self.decision = Decision(tasks, gramian, weights, modules)
         return weights, direction
 
     def _differentiate(

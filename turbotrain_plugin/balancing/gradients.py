@@ -25,7 +25,9 @@ __all__ = [
     "like",
     "non_finite",
     "present",
+    "products_by_key",
     "sum_losses",
+    "total",
     "weighted_sum",
     "wide",
 ]
@@ -41,7 +43,9 @@ def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:
     return functools.reduce(operator.add, losses.values())
 
 
-def exact_gradients(losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
+def exact_gradients(
+    losses: Mapping[str, Tensor], leaves: Leaves, *, keep_graph: bool = False
+) -> Gradients:
     """Return the gradient of every loss by one ``torch.autograd.grad`` a task.
 
     Costs one further backward pass through the shared part for every task beyond the first. All
@@ -50,12 +54,14 @@ def exact_gradients(losses: Mapping[str, Tensor], leaves: Leaves) -> Gradients:
     Args:
         losses: Task -> scalar that requires grad.
         leaves: Task -> the leaves to differentiate by.
+        keep_graph: Whether the last pass keeps it as well.
     """
     found: Gradients = {}
     last = len(losses) - 1
     for index, (task, loss) in enumerate(losses.items()):
         wanted = leaves[task]
-        values = torch.autograd.grad(loss, wanted, retain_graph=index < last, allow_unused=True)
+        retain = keep_graph or index < last
+        values = torch.autograd.grad(loss, wanted, retain_graph=retain, allow_unused=True)
         found[task] = present(wanted, values)
     return found
 
@@ -127,13 +133,13 @@ class TaskGradients:
             leaf for leaf in self._before if sum(leaf in sums for sums in self._sums.values()) > 1
         ]
 
-    def gramian(self, leaves: Iterable[Tensor]) -> Tensor:
-        """Return (K, K) float64 on the CPU: inner products of the tasks over ``leaves``.
+    def products_by_leaf(self, leaves: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        """Return leaf -> (K, K) float64 on the CPU: inner products of the tasks there.
 
         Args:
             leaves: The shared parameters; a task without a gradient there counts as zero.
         """
-        return inner_products(list(self._sums.values()), leaves)
+        return products_by_key(list(self._sums.values()), leaves)
 
     def add_products(self, tasks: Sequence[str], products: Tensor) -> None:
         """Add (K, K) inner products of one micro-batch, of tasks that :meth:`add` has seen."""
@@ -184,18 +190,38 @@ def inner_products(rows: Sequence[Mapping[_Key, Tensor]], keys: Iterable[_Key]) 
         rows: K mappings, key -> gradient; where a key is missing it counts as zero.
         keys: What to sum over.
     """
-    blocks: dict[torch.device, Tensor] = {}
+    return total(products_by_key(rows, keys).values(), len(rows))
+
+
+def products_by_key(
+    rows: Sequence[Mapping[_Key, Tensor]], keys: Iterable[_Key]
+) -> dict[_Key, Tensor]:
+    """Return key -> (K, K) float64 on the CPU; see :func:`inner_products`.
+
+    Everything is computed first and fetched once a device, so that a GPU is waited for once.
+    """
+    blocks: dict[torch.device, dict[_Key, Tensor]] = {}
+    order: list[_Key] = []
     for key in keys:
         like = next((row[key] for row in rows if key in row), None)
         if like is None:
             continue
         block = _products([row[key] if key in row else torch.zeros_like(like) for row in rows])
-        old = blocks.get(block.device)
-        blocks[block.device] = block if old is None else old + block
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for block in blocks.values():
-        total += block.to("cpu", torch.float64)
-    return total
+        blocks.setdefault(block.device, {})[key] = block
+        order.append(key)
+    fetched: dict[_Key, Tensor] = {}
+    for there in blocks.values():
+        values = torch.stack(list(there.values())).to("cpu", torch.float64)
+        fetched.update(zip(there, values.unbind(), strict=True))
+    return {key: fetched[key] for key in order}
+
+
+def total(blocks: Iterable[Tensor], tasks: int) -> Tensor:
+    """Return the sum of (K, K) float64 matrices, zeros of K = ``tasks`` when there are none."""
+    found = torch.zeros(tasks, tasks, dtype=torch.float64)
+    for block in blocks:
+        found += block
+    return found
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ With mixed precision the order is: ``optimizer.backward(losses, scaler=scaler)``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,7 @@ from turbotrain_plugin.balancing.base import StepBalancer, advance
 from turbotrain_plugin.balancing.gradients import non_finite, sum_losses
 from turbotrain_plugin.balancing.guards import check_losses
 from turbotrain_plugin.balancing.methods import method_named
+from turbotrain_plugin.balancing.probe import Probe
 from turbotrain_plugin.balancing.processes import average_losses, process_count
 from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow
 from turbotrain_plugin.balancing.schedule import HybridSchedule, Schedule, ScheduleWarning
@@ -83,11 +84,16 @@ class GradientBalancer(OptimizerWrapper):
         schedule: Which steps are balanced; takes the place of ``free_steps`` and
             ``balance_steps``.
         args: Arguments of the method called ``method``; those left out have its defaults.
+        probe_every: Every such free step is measured, without altering it (0: none); see
+            ``probe.py``.
+        modules: Module -> name patterns, for the figures by module; parameters that none matches
+            count to the first part of their name.
 
     Attributes:
         last_record: What the last step did; None before the first, from ``backward`` until
             ``step``, and after a step that a ``GradScaler`` skipped.
         window: Running figures over the current cycle's balanced steps.
+        probe_window: The same over its probed free steps.
 
     Raises:
         UserError: If the method is unknown or its arguments do not fit, the schedule is negative
@@ -109,13 +115,17 @@ class GradientBalancer(OptimizerWrapper):
         cut: str | Sequence[str] = ("encoder",),
         schedule: Schedule | None = None,
         args: Mapping[str, Any] | None = None,
+        probe_every: int = 0,
+        modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.method = method_named(method, args or {}) if isinstance(method, str) else method
         self.schedule = HybridSchedule(free_steps, balance_steps) if schedule is None else schedule
         self.last_record: BalanceRecord | None = None
         self.window = BalanceWindow()
-        self._sharing = SharedParameters(optimizer, shared, named_parameters)
+        self.probe_window = BalanceWindow()
+        self._sharing = SharedParameters(optimizer, shared, named_parameters, modules)
+        self._probe = Probe(probe_every, self._sharing)
         self._gathered = GatheredStep(self.method, self._sharing, source, cut)
         self._losses: list[dict[str, Tensor]] = []
         self._step = 0
@@ -190,6 +200,8 @@ class GradientBalancer(OptimizerWrapper):
             )
         self._losses.append(average_losses(losses, self._home))
         examine = self._ever_balances and not self._sharing.examined
+        if self._probe.is_due(self._step) and not self.is_balanced and len(losses) > 1:
+            self._gathered.measure(self._probe, active, self._scale(scaler), self._losses)
         if self.is_balanced:
             self._gathered.add(active, self._scale(scaler), self._losses)
         elif several:
@@ -214,30 +226,45 @@ class GradientBalancer(OptimizerWrapper):
         scaler.scale(torch.zeros((), device=self._home))
         return float(scaler.get_scale())
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Take one step of the wrapped optimiser, unless losses or gradients are not finite.
 
         Args:
-            closure: Not supported.
+            closure: Called once before, with gradients enabled, as trainers do that wrap ``step``;
+                it should call :meth:`backward` unless that has been done.
+
+        Returns:
+            What ``closure`` returned.
         """
+        returned = None
         if closure is not None:
-            raise ValueError("Parameter `closure` should be None. Found a closure.")
+            with torch.enable_grad():
+                returned = closure()
         fault = self._fault()
         if fault:
             warnings.warn(
                 f"Optimiser step {self._step} was not taken: {fault}.", UserWarning, stacklevel=3
             )
-        if self._gathered.decision is None:
+        balanced = self._gathered.decision is not None
+        measured = self._gathered.decision if balanced else self._probe.decision()
+        if measured is None:
             self.last_record = BalanceRecord(step=self._step, balanced=False, skipped=fault)
         else:
-            self.last_record = self._gathered.decision.record(self._step, skipped=fault)
+            self.last_record = measured.record(self._step, balanced=balanced, skipped=fault)
         if not fault:
             self.inner.step()
-            if self._gathered.decision is not None and self._gathered.evidence is not None:
-                self.window.add(self.schedule.cycle(self._step), self._gathered.decision)
+            if measured is not None:
+                window = self.window_of(self.last_record)
+                window.add(self.schedule.cycle(self._step), measured)
+            if self._gathered.evidence is not None:
                 advance(self.method, self._gathered.evidence)
             self._step += 1
         self._forget_step()
+        return returned
+
+    def window_of(self, record: BalanceRecord) -> BalanceWindow:
+        """Return the running figures that a step of this kind counts to."""
+        return self.window if record.balanced else self.probe_window
 
     def _fault(self) -> str:
         """Return why the step must not be taken; empty when it may."""
@@ -258,6 +285,7 @@ class GradientBalancer(OptimizerWrapper):
     def _forget_step(self) -> None:
         """Drop what was gathered for the step under way."""
         self._gathered.clear()
+        self._probe.clear()
         self._losses = []
 
     # ------------------------------------------------------------------------------ state and names
@@ -273,6 +301,7 @@ class GradientBalancer(OptimizerWrapper):
             "schedule": str(self.schedule),
             "model": self._gathered.state_dict(),
             "window": self.window.state_dict(),
+            "probe_window": self.probe_window.state_dict(),
             "method": {"title": self.method.title, "state": self.method.state_dict()},
         }
         return {**self.inner.state_dict(), STATE_KEY: own}
@@ -290,6 +319,8 @@ class GradientBalancer(OptimizerWrapper):
         self.last_record = None
         self._step = int(own["step"]) if own else 0
         self.window = BalanceWindow.from_state_dict(own["window"]) if own else BalanceWindow()
+        probed = own.get("probe_window") if own else None
+        self.probe_window = BalanceWindow.from_state_dict(probed) if probed else BalanceWindow()
         saved = own.get("method", {}) if own else {}
         same = saved.get("title") == self.method.title
         self.method.load_state_dict(saved["state"] if same else {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["BalanceRecord", "BalanceWindow", "Decision", "pair_name"]
+__all__ = ["BalanceRecord", "BalanceWindow", "Decision", "ModuleRecord", "pair_name"]
 
 
 def pair_name(first: str, second: str) -> str:
@@ -19,12 +19,26 @@ def pair_name(first: str, second: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """The task gradients over the shared parameters of one module.
+
+    Attributes:
+        cosine: Pair -> cosine; pairs with a zero gradient there are missing.
+        norms: Task -> norm.
+    """
+
+    cosine: dict[str, float] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BalanceRecord:
     """What one optimiser step did; plain numbers, ready for a log.
 
-    Pairs are named by :func:`pair_name`. A free step has empty mappings. A task without a gradient
-    has norm 0, weight 1 and no pair. In place of the shared parameters stand those above the cut
-    with gradient source ``cut``, and the feature itself with ``feature``.
+    Pairs are named by :func:`pair_name`. A free step has empty mappings, unless it was probed: then
+    only its weights are missing. A task without a gradient has norm 0, weight 1 and no pair. In
+    place of the shared parameters of a balanced step stand those above the cut with gradient source
+    ``cut``, and the feature itself, which belongs to no module, with ``feature``.
 
     Attributes:
         step: Optimiser step, from 0.
@@ -33,6 +47,7 @@ class BalanceRecord:
         conflict: Pair -> whether the cosine is negative.
         norms: Task -> gradient norm over the shared parameters, without the loss scale.
         weights: Task -> weight of its gradient over the shared parameters.
+        modules: Module -> the same cosines and norms over its part of the shared parameters.
         skipped: Why the step was not taken; empty when it was.
     """
 
@@ -42,45 +57,68 @@ class BalanceRecord:
     conflict: dict[str, bool] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    modules: dict[str, ModuleRecord] = field(default_factory=dict)
     skipped: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether the task gradients are known: on balanced steps, and on probed free ones."""
+        return bool(self.norms)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Gramian and weights of one balanced step, before it is known whether the step is taken.
+    """Gramian and weights of one step, before it is known whether the step is taken.
 
     Attributes:
         tasks: K task names.
         gramian: (K, K) float64 on the CPU, without the loss scale.
-        weights: Task -> weight.
+        weights: Task -> weight; empty for a probed free step.
+        modules: Module -> its part of the Gramian, (K, K).
     """
 
     tasks: tuple[str, ...]
     gramian: Tensor
     weights: dict[str, float]
+    modules: dict[str, Tensor] = field(default_factory=dict)
 
     def products(self) -> dict[tuple[str, str], tuple[float, float, float]]:
         """Return pair -> (|g_i|^2, |g_j|^2, <g_i, g_j>), pairs with a zero gradient left out."""
-        rows: list[list[float]] = self.gramian.tolist()
-        return {
-            (self.tasks[i], self.tasks[j]): (rows[i][i], rows[j][j], rows[i][j])
-            for i, j in itertools.combinations(range(len(self.tasks)), 2)
-            if rows[i][i] > 0.0 and rows[j][j] > 0.0
-        }
+        return _products(self.tasks, self.gramian)
 
-    def record(self, step: int, *, skipped: str = "") -> BalanceRecord:
+    def record(self, step: int, *, balanced: bool = True, skipped: str = "") -> BalanceRecord:
         """Return the record of optimiser step ``step``."""
-        products = self.products()
-        squares: list[float] = self.gramian.diagonal().tolist()
+        whole = _figures(self.tasks, self.gramian)
         return BalanceRecord(
             step=step,
-            balanced=True,
-            cosine={pair_name(*pair): _cosine(*values) for pair, values in products.items()},
-            conflict={pair_name(*pair): values[2] < 0.0 for pair, values in products.items()},
-            norms={t: math.sqrt(s) for t, s in zip(self.tasks, squares, strict=True)},
+            balanced=balanced,
+            cosine=whole.cosine,
+            conflict={pair_name(*pair): v[2] < 0.0 for pair, v in self.products().items()},
+            norms=whole.norms,
             weights=dict(self.weights),
+            modules={name: _figures(self.tasks, part) for name, part in self.modules.items()},
             skipped=skipped,
         )
+
+
+def _products(
+    tasks: Sequence[str], gramian: Tensor
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    rows: list[list[float]] = gramian.tolist()
+    return {
+        (tasks[i], tasks[j]): (rows[i][i], rows[j][j], rows[i][j])
+        for i, j in itertools.combinations(range(len(tasks)), 2)
+        if rows[i][i] > 0.0 and rows[j][j] > 0.0
+    }
+
+
+def _figures(tasks: Sequence[str], gramian: Tensor) -> ModuleRecord:
+    """Return the cosines and norms that a (K, K) Gramian holds."""
+    squares: list[float] = gramian.diagonal().tolist()
+    return ModuleRecord(
+        cosine={pair_name(*p): _cosine(*v) for p, v in _products(tasks, gramian).items()},
+        norms={task: math.sqrt(square) for task, square in zip(tasks, squares, strict=True)},
+    )
 
 
 def _cosine(first_square: float, second_square: float, product: float) -> float:
@@ -91,13 +129,13 @@ def _cosine(first_square: float, second_square: float, product: float) -> float:
 
 @dataclass(slots=True)
 class BalanceWindow:
-    """Running figures over the balanced steps of the current cycle of the schedule.
+    """Running figures over the balanced (or the probed) steps of the current cycle.
 
     The sign of a single batch is mostly noise; these are what to look at.
 
     Attributes:
         cycle: Cycle of the schedule the figures belong to.
-        steps: Balanced steps counted so far.
+        steps: Steps counted so far.
         sums: Pair -> [steps, conflicts, sum |g_i|^2, sum |g_j|^2, sum <g_i, g_j>].
     """
 
@@ -106,7 +144,7 @@ class BalanceWindow:
     sums: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, cycle: int, decision: Decision) -> None:
-        """Count one balanced step; a new cycle starts from nothing."""
+        """Count one step; a new cycle of the schedule starts from nothing."""
         if cycle != self.cycle:
             self.cycle, self.steps, self.sums = cycle, 0, {}
         self.steps += 1
@@ -117,7 +155,7 @@ class BalanceWindow:
 
     @property
     def conflict_rate(self) -> dict[str, float]:
-        """Pair -> share of its balanced steps with a negative cosine."""
+        """Pair -> share of its steps with a negative cosine."""
         return {pair: sums[1] / sums[0] for pair, sums in self.sums.items()}
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from turbotrain_plugin.balancing.gradients import TaskGradients
+from turbotrain_plugin.balancing.gradients import TaskGradients, total
 from turbotrain_plugin.balancing.graph import Leaves, reached_by_several
+from turbotrain_plugin.balancing.modules import modules_of
 from turbotrain_plugin.balancing.parameters import match_patterns, parameter_names, summarise
 from turbotrain_plugin.structures import UserError
 
@@ -25,6 +26,7 @@ class SharedParameters:
         optimizer: Whose parameters may be balanced.
         patterns: See :func:`match_patterns`; None or empty: those two or more losses reach.
         named_parameters: Names, as of ``module.named_parameters()``.
+        modules: Module of the figures -> name patterns; others count to the first part of a name.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class SharedParameters:
         optimizer: Optimizer,
         patterns: Sequence[str] | None,
         named_parameters: Iterable[tuple[str, Tensor]] | None,
+        modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         if self._patterns and named_parameters is None:
@@ -40,6 +43,7 @@ class SharedParameters:
                 "model.named_parameters(). Found None."
             )
         self._named = tuple(named_parameters or ())
+        self._modules = dict(modules or {})
         self._found: set[Tensor] = set()
         self._own: dict[str, int] = {}
         self.refresh(optimizer)
@@ -48,6 +52,8 @@ class SharedParameters:
         """Read the parameters of ``optimizer`` (again)."""
         self._name_of = parameter_names(optimizer, self._named)
         self._chosen = match_patterns(self._patterns, self._name_of) if self._patterns else None
+        everything = {**self._name_of, **{parameter: name for name, parameter in self._named}}
+        self._module_of = modules_of(everything, self._modules)
 
     @property
     def set_by_name(self) -> bool:
@@ -135,6 +141,18 @@ class SharedParameters:
     def named(self, leaves: Iterable[Tensor]) -> dict[Tensor, str]:
         """Return leaf -> name of parameters that :meth:`select` returned."""
         return {leaf: self._name_of[leaf] for leaf in leaves}
+
+    def by_module(self, blocks: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Return module -> sum of what its parameters have, modules in the order of the optimiser.
+
+        Args:
+            blocks: Parameter -> (K, K) float64, of parameters that :meth:`select` returned.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        for leaf in self._name_of:
+            if leaf in blocks:
+                parts.setdefault(self._module_of[leaf], []).append(blocks[leaf])
+        return {name: total(found, len(found[0])) for name, found in parts.items()}
 
     def describe(self) -> str:
         """Return one or two lines for the log."""

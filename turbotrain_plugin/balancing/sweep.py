@@ -15,7 +15,7 @@ import functools
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -255,13 +255,17 @@ class _Sweep:
         roots = [_root(loss) for loss in losses]
         self.rest: tuple[Tensor, ...] = ()
         self._tasks: Counter[Node] = Counter()
+        # Asking a node what follows it is most of the work here: it is done once.
+        self._following: dict[Node, list[Edge]] = {}
         for root, _ in roots:
-            self._tasks.update(_nodes_behind(root))
+            self._tasks.update(_nodes_behind(root, self._following))
         self._single = len(losses) == 1
         self._boundary = boundary
-        self._behind = _reaching_only(boundary.below, self._tasks) if boundary else set()
+        self._behind: set[Node] = set()
+        if boundary is not None and (self._single or not boundary.at_feature):
+            self._behind = _reaching_only(boundary.below, self._following)
         # Edges into a node that have not been passed yet.
-        self._missing = Counter(child for node in self._tasks for child, _ in _edges(node))
+        self._missing = Counter(child for edges in self._following.values() for child, _ in edges)
         self._open: dict[Edge, None] = dict.fromkeys(roots)
         # Nodes that some, but not all, of their gradients have reached.
         self._waiting = {root for root, _ in roots if self._missing[root]}
@@ -328,7 +332,7 @@ class _Sweep:
         piece.nodes += 1
         for edge in [edge for edge in self._open if edge[0] is node]:
             del self._open[edge]
-        for child, index in _edges(node):
+        for child, index in self._following[node]:
             self._missing[child] -= 1
             complete = self._missing[child] == 0
             (self._waiting.discard if complete else self._waiting.add)(child)
@@ -345,22 +349,26 @@ def _edges(node: Node) -> list[Edge]:
     return [(child, index) for child, index in node.next_functions if child is not None]
 
 
-def _nodes_behind(root: Node) -> set[Node]:
+def _nodes_behind(root: Node, following: dict[Node, list[Edge]]) -> set[Node]:
+    """Return ``root`` and all behind it; note the edges out of nodes that are not known yet."""
     seen = {root}
     stack = [root]
     while stack:
-        for child, _ in _edges(stack.pop()):
+        node = stack.pop()
+        if node not in following:
+            following[node] = _edges(node)
+        for child, _ in following[node]:
             if child not in seen:
                 seen.add(child)
                 stack.append(child)
     return seen
 
 
-def _reaching_only(leaves: AbstractSet[Tensor], nodes: Collection[Node]) -> set[Node]:
-    """Return those of ``nodes`` (with all behind them) that reach no leaf but ``leaves``."""
+def _reaching_only(leaves: AbstractSet[Tensor], nodes: Mapping[Node, Sequence[Edge]]) -> set[Node]:
+    """Return those of ``nodes`` (with their edges) that reach no leaf but ``leaves``."""
     before: dict[Node, list[Node]] = {}
-    for node in nodes:
-        for child, _ in _edges(node):
+    for node, edges in nodes.items():
+        for child, _ in edges:
             before.setdefault(child, []).append(node)
     leaf_of = {node: getattr(node, "variable", None) for node in nodes}
     stack = [node for node, leaf in leaf_of.items() if leaf is not None and leaf not in leaves]

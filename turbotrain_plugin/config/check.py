@@ -240,6 +240,11 @@ def _training(config: RunConfig) -> Iterator[str]:
         )
     if block.pretrain.points.weight <= 0 and block.pretrain.occ.weight <= 0:
         yield "turbotrain.pretrain needs points.weight or occ.weight above 0; both are off."
+    if block.balance.probe_every < 0:
+        yield (
+            "turbotrain.balance.probe_every must not be negative (0 is off). Found "
+            f"{block.balance.probe_every}."
+        )
     if block.balance.free_steps < 0 or block.balance.balance_steps < 0:
         yield (
             "turbotrain.balance free_steps and balance_steps must not be negative. Found "

@@ -226,6 +226,13 @@ class BalanceConfig:
     cut: tuple[str, ...] = key(
         ("encoder",), "Name patterns of the modules below the cut (source cut). Our choice."
     )
+    probe_every: int = key(
+        0,
+        "Every such free step is measured too, unaltered (0: none); takes K more backward passes.",
+    )
+    modules: tuple[str, ...] = key(
+        (), "Name patterns, a module of the figures each ([]: the first part of every name)."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

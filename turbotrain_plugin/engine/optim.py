@@ -62,6 +62,8 @@ def build_balancer(
             source=chosen.source,
             cut=chosen.cut,
             args=chosen.args.of(chosen.method),
+            probe_every=chosen.probe_every,
+            modules={pattern: (pattern,) for pattern in chosen.modules},
         )
 
 

@@ -231,14 +231,25 @@ class Progress:
 
 
 def balance_line(record: BalanceRecord, window: BalanceWindow) -> dict[str, Any]:
-    """Return the log entries of a balanced step; ``cosine`` is that of the first pair of tasks."""
+    """Return the log entries of a balanced or probed step.
+
+    Args:
+        record: The step; ``cosine`` is that of its first pair of tasks.
+        window: The running figures it counts to.
+    """
     entries: dict[str, Any] = {
         "cosines": record.cosine,
         "task_norms": record.norms,
-        "task_weights": record.weights,
         "conflict_rates": window.conflict_rate,
         "pooled_cosines": window.pooled_cosine,
     }
+    if record.weights:
+        entries["task_weights"] = record.weights
+    if record.modules:
+        entries["modules"] = {
+            name: {"cosines": part.cosine, "task_norms": part.norms}
+            for name, part in record.modules.items()
+        }
     for pair, cosine in list(record.cosine.items())[:1]:
         entries["cosine"] = cosine
         entries["conflict_rate"] = window.conflict_rate.get(pair, 0.0)

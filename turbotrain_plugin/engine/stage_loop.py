@@ -18,15 +18,9 @@ from turbotrain_plugin.engine.freezing import freeze
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
 from turbotrain_plugin.engine.position import Position, RunContext
-from turbotrain_plugin.engine.records import (
-    LOG,
-    MetricsLog,
-    Progress,
-    balance_line,
-    finite,
-    mean,
-)
+from turbotrain_plugin.engine.records import LOG, Progress, finite, mean
 from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage
+from turbotrain_plugin.engine.step_lines import step_line, step_scalars
 from turbotrain_plugin.engine.steps import (
     Learner,
     StepResult,
@@ -198,36 +192,17 @@ class StageLoop:
 
     def _record(self, result: StepResult, seconds: float, waited_s: float) -> None:
         if self._context.log is not None:
-            self._write_record(self._context.log, result, seconds, waited_s)
+            line = step_line(
+                self.stage.name,
+                self.position,
+                result,
+                self.balancer,
+                seconds=seconds,
+                waited_s=waited_s,
+            )
+            self._context.log.write(line)
+            self._context.board.scalars(step_scalars(line, result), self.position.global_step)
         self._count(result)
-
-    def _write_record(
-        self, log: MetricsLog, result: StepResult, seconds: float, waited_s: float
-    ) -> None:
-        position = self.position
-        line: dict[str, Any] = {
-            "stage": self.stage.name,
-            "step": position.global_step,
-            "stage_step": position.stage_step,
-            "epoch": position.epoch,
-            "losses": finite(result.tasks),
-            "parts": finite(result.parts),
-            "lr": self.balancer.param_groups[0]["lr"],
-            "gradient_norm": finite({"": result.gradient_norm}).get(""),
-            "balanced": bool(result.record is not None and result.record.balanced),
-            "taken": result.taken,
-            "seconds": round(seconds, 4),
-            "data_wait": round(waited_s / max(seconds, 1e-9), 4),
-        }
-        if result.record is not None and result.record.balanced:
-            line |= balance_line(result.record, self.balancer.window)
-        log.write(line)
-        scalars = {f"{self.stage.name}/{name}": value for name, value in result.tasks.items()}
-        scalars |= {f"{self.stage.name}/{name}": value for name, value in result.parts.items()}
-        scalars[f"{self.stage.name}/lr"] = line["lr"]
-        if "cosine" in line:
-            scalars[f"{self.stage.name}/cosine"] = line["cosine"]
-        self._context.board.scalars(scalars, position.global_step)
 
     def _count(self, result: StepResult) -> None:
         position = self.position

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,9 +13,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from turbotrain_plugin.errors import UserError
-from turbotrain_plugin.reporting.style import BLACK, CYCLE, GREY, new_figure, save
+from turbotrain_plugin.reporting.metrics_file import read_metrics
+from turbotrain_plugin.reporting.style import BLACK, CYCLE, GREY, SHADE, new_figure, save
 
-_SHADE: Final = "#FBE7CF"
 _VALIDATION: Final = ("ap_0.30", "ap_0.50", "ap_0.70", "epa")
 
 Record = dict[str, Any]
@@ -40,7 +39,7 @@ def draw_curves(metrics_jsonl: Path, out: Path) -> Path:
     Raises:
         UserError: When the file is missing, damaged or holds no training step.
     """
-    records = _read(metrics_jsonl)
+    records = read_metrics(metrics_jsonl)
     steps = [record for record in records if "event" not in record]
     if not steps:
         raise UserError(f"{metrics_jsonl}: holds no training step; train the run first.")
@@ -67,27 +66,6 @@ def _panels(steps: list[Record], validations: list[Record]) -> list[tuple[Panel,
     if any(name in record.get("metrics", {}) for record in validations for name in _VALIDATION):
         panels.append((_validation, validations))
     return panels
-
-
-def _read(path: Path) -> list[Record]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # no newline after it: the run was killed while writing
-                break
-            raise UserError(f"{path}:{number}: not a JSON object: {error}.") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int | float):
-            raise UserError(f"{path}:{number}: must be a JSON object with a `step`.")
-        records.append(record)
-    return records
 
 
 def _losses(axes: Axes, steps: list[Record]) -> None:
@@ -203,7 +181,7 @@ def _mark_stages(axes: Axes, steps: Sequence[Record], *, named: bool) -> None:
         for balanced, run in groupby(stage, key=lambda record: bool(record.get("balanced"))):
             if balanced:
                 members = [record["step"] for record in run]
-                axes.axvspan(members[0] - 0.5, members[-1] + 0.5, color=_SHADE, lw=0, zorder=0)
+                axes.axvspan(members[0] - 0.5, members[-1] + 0.5, color=SHADE, lw=0, zorder=0)
 
 
 def _finish(axes: Axes, *, shaded: bool) -> None:
@@ -212,7 +190,7 @@ def _finish(axes: Axes, *, shaded: bool) -> None:
     axes.tick_params(labelsize=8)
     handles = axes.get_legend_handles_labels()[0]
     if shaded:
-        handles.append(Patch(facecolor=_SHADE, label="balanced phase"))
+        handles.append(Patch(facecolor=SHADE, label="balanced phase"))
     if handles:
         axes.legend(
             handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False

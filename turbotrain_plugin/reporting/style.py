@@ -25,6 +25,9 @@ VERMILION: Final = "#D55E00"
 PURPLE: Final = "#CC79A7"
 GREY: Final = "#9A9A9A"
 
+SHADE: Final = "#FBE7CF"
+"""Behind balanced phases."""
+
 CYCLE: Final = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 DPI: Final = 150

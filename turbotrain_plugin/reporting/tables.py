@@ -23,10 +23,10 @@ def results_table(*results: Results) -> str:
     protocols = "\n".join(_wrapped(line) for line in _protocols(results).split("\n"))
     if len(results) == 1:
         blocks = [_detection(results[0]), _distances(results[0]), _prediction(results[0])]
-        text = "\n\n".join(_aligned(block) for block in blocks if len(block) > 1)
+        text = "\n\n".join(aligned(block) for block in blocks if len(block) > 1)
         counts = _wrapped(_counts(results[0]))
         return "\n\n".join(part for part in (text, counts, protocols) if part)
-    return _aligned(_comparison(results)) + "\n\n" + protocols
+    return aligned(_comparison(results)) + "\n\n" + protocols
 
 
 def results_markdown(*results: Results) -> str:
@@ -243,7 +243,7 @@ def _bytes(value: float | None) -> str | None:
     return f"{value / 1e6:.2f} MB per neighbour and frame"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows in columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

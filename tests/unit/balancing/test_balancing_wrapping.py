@@ -382,8 +382,30 @@ def test_constructor_mistakes(make_model: MakeModel) -> None:
         GradientBalancer(list(model.parameters()))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"not wrapped yet\. Found GradientBalancer"):
         GradientBalancer(GradientBalancer(optimizer))
-    with pytest.raises(ValueError, match="`closure` should be None"):
-        GradientBalancer(optimizer).step(lambda: 1.0)  # type: ignore[arg-type]
+
+
+def test_a_closure_is_called_first_with_gradients(
+    make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
+) -> None:
+    """Lightning and others call ``step`` so."""
+    model, twin = make_model(), make_model()
+    balancer, plain = make_balancer(model), make_balancer(twin)
+    plain.backward(twin(inputs))
+    plain.step()
+
+    def closure() -> float:
+        balancer.zero_grad()
+        losses = model(inputs)
+        balancer.backward(losses)
+        return float(losses["detection"].detach())
+
+    with torch.no_grad():
+        assert balancer.step(closure) == pytest.approx(float(make_model()(inputs)["detection"]))
+    assert balancer.last_record == plain.last_record
+    assert balancer.last_record is not None
+    assert balancer.last_record.balanced
+    for name, value in twin.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
 
 
 def test_method_none_never_balances(make_model: MakeModel, inputs: Tensor) -> None:
