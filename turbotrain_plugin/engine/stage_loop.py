@@ -267,16 +267,16 @@ class StageLoop:
             on_sample=self._stop_if_asked,
         )
         scalars = evaluated.result.scalars()
-        self._write(
-            {
-                "event": "validation",
-                "stage": self.stage.name,
-                "step": position.global_step,
-                "stage_step": position.stage_step,
-                "epoch": epoch,
-                "metrics": finite(scalars),
-            }
-        )
+        line = {
+            "event": "validation",
+            "stage": self.stage.name,
+            "step": position.global_step,
+            "stage_step": position.stage_step,
+            "epoch": epoch,
+            "metrics": finite(scalars),
+        }
+        if self._context.log is not None:
+            self._context.log.write(line)
         self._context.board.scalars(
             {f"validation/{name}": value for name, value in scalars.items()}, position.global_step
         )
@@ -286,10 +286,6 @@ class StageLoop:
         shown = ("ap_0.30", "ap_0.50", "ap_0.70", "ade_m", "fde_m", "epa")
         text = "  ".join(f"{name} {scalars[name]:.3f}" for name in shown if name in scalars)
         LOG.info("validation after epoch %d: %s%s", epoch, text, mark)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._context.log is not None:
-            self._context.log.write(line)
 
     def _is_best(self, scalars: dict[str, float]) -> bool:
         """Compare with the best so far; without a score nothing is better and patience waits."""
