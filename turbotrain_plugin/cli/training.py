@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
 from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
 
@@ -15,6 +17,12 @@ def add_train(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--model_dir", type=Path, metavar="DIR", help="run folder to go on in")
     parser.add_argument("--resume", action="store_true", help="go on exactly where a run stopped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train in N processes on this machine, one a GPU (with --device cpu: on the CPU)",
+    )
     parser.add_argument("--seed", type=int, help="replaces the file's seed")
     parser.add_argument("--half", action="store_true", help="mixed precision (bf16)")
     parser.add_argument(
@@ -39,13 +47,27 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: the run folder)"
     )
+    parser.add_argument(
+        "--sweep",
+        dest="sweeps",
+        metavar="AXIS=VALUES",
+        action="append",
+        default=[],
+        help="evaluate under every value of a disturbance instead: latency=0,100,200 (ms), "
+        "xyz_std (m), ryp_std (deg) or drop_out (share); repeatable, each gives a table",
+    )
     add_override(parser)
     parser.set_defaults(run=_evaluate)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.distributed import is_launched
+    from turbotrain_plugin.engine.launch import launch
     from turbotrain_plugin.engine.run import TrainRequest, train
 
+    alone = options.gpus in (None, 1) or options.dry_run
+    if not alone and not is_launched(os.environ):
+        return launch(options.gpus, options.device, options.command_line)
     return train(
         TrainRequest(
             hypes=options.hypes,
@@ -61,18 +83,28 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.engine.assembly import pick_device
+    import torch
+
+    from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.engine.evaluate import evaluate_run
+    from turbotrain_plugin.engine.sweep import sweep_run
 
     overrides = list(options.overrides)
     if options.dataset_mode:
         overrides.append(f"dataset_mode={options.dataset_mode}")
-    evaluate_run(
-        options.model_dir,
-        device=pick_device(options.device),
-        split=options.split,
-        epoch=options.epoch,
-        overrides=overrides,
-        out=options.out,
-    )
-    return 0
+
+    def work(device: torch.device) -> int:
+        how: dict[str, Any] = {
+            "device": device,
+            "split": options.split,
+            "epoch": options.epoch,
+            "overrides": overrides,
+            "out": options.out,
+        }
+        if options.sweeps:
+            sweep_run(options.model_dir, options.sweeps, **how)
+        else:
+            evaluate_run(options.model_dir, **how)
+        return 0
+
+    return run_together(work, options.device)

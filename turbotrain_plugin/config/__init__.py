@@ -7,8 +7,10 @@ from turbotrain_plugin.config.data import (
     DataConfig,
     Postprocess,
     Preprocess,
+    RepairConfig,
     TargetArgs,
     TrainParams,
+    WildSetting,
 )
 from turbotrain_plugin.config.hypes import (
     difference,
@@ -21,6 +23,7 @@ from turbotrain_plugin.config.hypes import (
     to_yaml,
 )
 from turbotrain_plugin.config.model import (
+    DistillConfig,
     EncoderConfig,
     FusionConfig,
     MapConfig,
@@ -51,6 +54,7 @@ __all__ = [
     "BalanceArgs",
     "BalanceConfig",
     "DataConfig",
+    "DistillConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",
@@ -69,12 +73,14 @@ __all__ = [
     "PredictionHeadConfig",
     "Preprocess",
     "PretrainConfig",
+    "RepairConfig",
     "RunConfig",
     "SchedulerConfig",
     "TargetArgs",
     "TemporalConfig",
     "TrainParams",
     "TurboTrainBlock",
+    "WildSetting",
     "difference",
     "explain",
     "find_hypes",
