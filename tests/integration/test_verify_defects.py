@@ -255,11 +255,11 @@ def test_findings_say_who_is_at_fault(spoilt: Callable[[str], Planted]) -> None:
 def test_a_sentence_for_every_finding(spoilt: Callable[[str], Planted]) -> None:
     planted = spoilt("v2xpnp_seq")
     for plant in (
-        faults.frame_lost,
         faults.object_jumps,
         faults.boxes_too_high,
         faults.map_too_high,
         faults.extent_negative,
+        faults.frame_lost,
     ):
         plant(planted)
     findings: tuple[Finding, ...] = verify(planted).findings
