@@ -99,7 +99,7 @@ def _train(request: TrainRequest, device: torch.device) -> int:
     go_on = f"Go on with:  opencood train --resume --model_dir {plan.folder}"
     try:
         Trainer(plan.config, plan.folder, device).run(resume=plan.resume)
-        _show(plan.config, plan.folder, device, plan.overrides)
+        _show(plan.config, plan.folder, device, list(plan.overrides))
     except Interrupted as stop:
         LOG.warning("%s: state saved. %s", stop, go_on)
         return stop.exit_code

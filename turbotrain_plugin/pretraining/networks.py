@@ -126,7 +126,10 @@ class _CooperativeSource:
             return agents[batch.record_len.cumsum(0) - batch.record_len], {}
         sent = network.compress(agents) if self._compression else agents
         fused = network.fuse_agents(sent, network.context(batch, maps))
-        return fused.features, fused.auxiliary_losses
+        if fused.rows is None:
+            return fused.features, fused.auxiliary_losses
+        # Agents that stay apart (late) teach the network through the ego's map.
+        return fused.features[fused.rows.cumsum(0) - fused.rows], fused.auxiliary_losses
 
 
 class _OwnSource:
@@ -194,7 +197,9 @@ def shown_part(batch: Batch, masked: Tensor, source: MapSource, token: Tensor | 
         coordinates=voxels.coordinates[seen],
         point_counts=voxels.point_counts[seen],
     )
-    bare = replace(batch, targets=None, reconstruction=None, truth=[None] * len(batch.truth))
+    bare = replace(
+        batch, targets=None, reconstruction=None, joined=None, truth=[None] * len(batch.truth)
+    )
     if token is None:
         return Shown(replace(bare, voxels=visible), None)
     # Hidden points never enter the network, not even through a BatchNorm of the point encoder.

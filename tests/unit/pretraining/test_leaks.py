@@ -49,11 +49,15 @@ def _pretrainer(fusion: str, encoder: str, config: PretrainConfig) -> MaskedPret
     return MaskedPretrainer(network, _grid(encoder), config)
 
 
-def _batch(encoder: str) -> Batch:
-    """Two and one agents over three frames; one of them is late, which moves FFNet, CoBEVFlow."""
+def _batch(encoder: str, fusion: str = "") -> Batch:
+    """Two and one agents over three frames; one of them is late, which moves FFNet, CoBEVFlow.
+
+    Early fusion gets one agent a sample, as its data join them.
+    """
+    record_len = [1, 1] if fusion == "early" else [2, 1]
     shape = MadeShape(voxels_per_map=50)
     batch = make_batch(
-        grid=_grid(encoder), record_len=[2, 1], hist_frames=_FRAMES, seed=0, shape=shape
+        grid=_grid(encoder), record_len=record_len, hist_frames=_FRAMES, seed=0, shape=shape
     )
     batch.time_offset_s[1] = 0.2
     return batch
@@ -89,7 +93,7 @@ def test_hidden_points_change_the_targets_and_nothing_else(
 ) -> None:
     """In training mode, where batch statistics are one more way in."""
     config = PretrainConfig(mask=MaskConfig(mode=mode))
-    pretrainer, batch = _pretrainer(fusion, encoder, config), _batch(encoder)
+    pretrainer, batch = _pretrainer(fusion, encoder, config), _batch(encoder, fusion)
     _with_token(pretrainer)
     buffers = {name: b.clone() for name, b in pretrainer.named_buffers()}
     losses, before = pretrainer(batch, _seeded())
@@ -109,7 +113,7 @@ def test_hidden_points_change_the_targets_and_nothing_else(
 @_MODES
 def test_no_gradient_reaches_hidden_points(fusion: str, encoder: str, mode: str) -> None:
     config = PretrainConfig(mask=MaskConfig(mode=mode))
-    pretrainer, batch = _pretrainer(fusion, encoder, config), _batch(encoder)
+    pretrainer, batch = _pretrainer(fusion, encoder, config), _batch(encoder, fusion)
     _with_token(pretrainer)
     points = batch.voxels.points.clone().requires_grad_()
     seen = replace(batch, voxels=replace(batch.voxels, points=points))
@@ -125,12 +129,17 @@ def test_no_gradient_reaches_hidden_points(fusion: str, encoder: str, mode: str)
 @_ENCODERS
 def test_ratio_zero_is_the_fine_tuning_feature_bit_by_bit(fusion: str, encoder: str) -> None:
     config = PretrainConfig(mask=MaskConfig(ratio=0.0))
-    pretrainer, batch = _pretrainer(fusion, encoder, config), replace(_batch(encoder), targets=None)
+    pretrainer, batch = (
+        _pretrainer(fusion, encoder, config),
+        replace(_batch(encoder, fusion), targets=None),
+    )
     network = pretrainer.network
     assert isinstance(network, CooperativeNetwork)
     for training in (False, True):
         pretrainer.train(training)
-        expected = network.fused_features(batch).features
+        fused = network.fused_features(batch)
+        rows = torch.ones_like(batch.record_len) if fused.rows is None else fused.rows
+        expected = fused.features[rows.cumsum(0) - rows]
         found, _ = pretrainer.fused_features(batch, pretrainer.draw_mask(batch, _seeded()))
         assert torch.equal(found, expected)
 
@@ -140,7 +149,7 @@ def test_ratio_zero_is_the_fine_tuning_feature_bit_by_bit(fusion: str, encoder: 
 def test_every_fusion_learns_from_reconstruction(fusion: str, encoder: str) -> None:
     """Its own losses join where it has any; encoder and time learn in any case."""
     pretrainer = _pretrainer(fusion, encoder, PretrainConfig())
-    losses, output = pretrainer(_batch(encoder), _seeded())
+    losses, output = pretrainer(_batch(encoder, fusion), _seeded())
     torch.autograd.backward(losses.total())
     assert torch.isfinite(losses.total())
     assert output.region.any()
