@@ -85,8 +85,8 @@ def watched(
         ends.append(f"{self.stage.name} {self.position.stage_step} {digest(self.learner.module)}")
         close(self)
 
-    def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
-        record(self, result, seconds)
+    def recorded(self: StageLoop, result: StepResult, *times: float) -> None:
+        record(self, result, *times)
         seeds.append(torch.initial_seed())
         if self.position.global_step == stop_at and exchange.rank() == who:
             os.kill(os.getpid(), signal.SIGTERM)

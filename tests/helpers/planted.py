@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from turbotrain_plugin.data.formats import FORMATS, SceneIndex, SequenceReader
 from turbotrain_plugin.data.formats.folders import scene_folders, split_folders
 from turbotrain_plugin.data.formats.writers import WRITERS
+from turbotrain_plugin.geometry.poses import matrix_to_pose, pose_to_matrix
 from turbotrain_plugin.structures import AgentFrame
 
 Cloud = NDArray[np.float32]
+F64 = NDArray[np.float64]
 Change = Callable[[AgentFrame, Cloud], tuple[AgentFrame, Cloud]]
 
 
@@ -90,7 +92,7 @@ class Planted:
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def on_boxes(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Change:
+def on_boxes(change: Callable[[F64], F64]) -> Change:
     """Return an edit of the (M, 7) world boxes."""
 
     def edit(frame: AgentFrame, points: Cloud) -> tuple[AgentFrame, Cloud]:
@@ -99,9 +101,7 @@ def on_boxes(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Ch
     return edit
 
 
-def on_object(
-    object_id: int, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> Change:
+def on_object(object_id: int, change: Callable[[F64], F64]) -> Change:
     """Return an edit of one object's (7,) world box, where it is labelled."""
 
     def edit(frame: AgentFrame, points: Cloud) -> tuple[AgentFrame, Cloud]:
@@ -113,7 +113,7 @@ def on_object(
     return edit
 
 
-def on_pose(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Change:
+def on_pose(change: Callable[[F64], F64]) -> Change:
     """Return an edit of the (4, 4) pose; boxes stay where they are in the world."""
 
     def edit(frame: AgentFrame, points: Cloud) -> tuple[AgentFrame, Cloud]:
@@ -125,3 +125,48 @@ def on_pose(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Cha
 def on_points(change: Callable[[Cloud], Cloud]) -> Change:
     """Return an edit of the (P, 4) cloud."""
     return lambda frame, points: (frame, change(points.copy()))
+
+
+def without_objects(frame: AgentFrame) -> AgentFrame:
+    return dataclasses.replace(
+        frame,
+        object_ids=frame.object_ids[:0],
+        world_boxes=frame.world_boxes[:0],
+        roll_pitch_rad=frame.roll_pitch_rad[:0],
+        raw_types=(),
+    )
+
+
+def renamed(frame: AgentFrame, number: int, kind: str) -> AgentFrame:
+    pairs = zip(frame.object_ids.tolist(), frame.raw_types, strict=True)
+    return dataclasses.replace(
+        frame, raw_types=tuple(kind if one == number else old for one, old in pairs)
+    )
+
+
+def with_twin(frame: AgentFrame, number: int) -> AgentFrame:
+    """Return a frame in which the object has a second id 0.4 m beside it."""
+    (rows,) = np.nonzero(frame.object_ids == number)
+    return dataclasses.replace(
+        frame,
+        object_ids=np.concatenate([frame.object_ids, frame.object_ids[rows] + 5000]),
+        world_boxes=np.concatenate(
+            [frame.world_boxes, frame.world_boxes[rows] + [0.4, 0, 0, 0, 0, 0, 0]]
+        ),
+        roll_pitch_rad=np.concatenate([frame.roll_pitch_rad, frame.roll_pitch_rad[rows]]),
+        raw_types=frame.raw_types + tuple(frame.raw_types[row] for row in rows.tolist()),
+    )
+
+
+def half_turn(box: F64) -> F64:
+    return np.concatenate([box[:6], box[6:] + np.pi])
+
+
+def shifted(pose: F64, x_m: float = 0.0, z_m: float = 0.0) -> F64:
+    moved = pose.copy()
+    moved[:3, 3] += [x_m, 0, z_m]
+    return moved
+
+
+def turned(pose: F64, roll_deg: float) -> F64:
+    return pose_to_matrix(matrix_to_pose(pose) + np.array([0, 0, 0, roll_deg, 0, 0]))

@@ -151,7 +151,8 @@ def run_command(*arguments: object, cwd: Path, timeout: float = 240) -> Any:  # 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl without their timings."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    timings = ("seconds", "data_wait")
+    return [{key: value for key, value in line.items() if key not in timings} for line in lines]
 
 
 def assert_same_state(first: Any, second: Any, path: str = "") -> None:  # noqa: ANN401

@@ -46,6 +46,19 @@ def start(*arguments: object, cwd: Path, **variables: str) -> subprocess.Popen[s
     )
 
 
+def torchrun(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
+    return subprocess.run(
+        [*launcher, *command(*arguments, "--device", "cpu")[2:]],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 def await_steps(process: subprocess.Popen[str], logs: Path, steps: int) -> Path:
     """Wait until the only run in ``logs`` has taken some steps; return its folder."""
     while process.poll() is None:
@@ -92,16 +105,7 @@ def test_a_signal_saves_once_and_torchrun_goes_on(hypes: Path, tmp_path: Path) -
     assert "steps of 4 (2 x 2 processes)" in errors
     saved = checkpoints.load_run_state(run / "last.ckpt")["position"]["global_step"]
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
-    done = subprocess.run(
-        [*torchrun, *command("train", "--resume", "--model_dir", run, "--device", "cpu")[2:]],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = torchrun("train", "--resume", "--model_dir", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"at step {saved} (exact)") == 1
     steps = [line["step"] for line in steps_of(run) if "event" not in line]
@@ -110,6 +114,11 @@ def test_a_signal_saves_once_and_torchrun_goes_on(hypes: Path, tmp_path: Path) -
     assert json.loads((run / "results.json").read_text())["detection"]["n_gt"] > 0
     assert done.stdout.count("results.json") == 1
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [run.name]
+
+    again = torchrun("evaluate", "--model_dir", run, "--out", tmp_path / "again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    before, after = ((place / "results.json").read_text() for place in (run, tmp_path / "again"))
+    assert after == before
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")

@@ -170,8 +170,8 @@ def stop_in(stage: str, step: int) -> Callable[[StageLoop, StepResult, float], N
     """Return a ``StageLoop._record`` that signals this process after a step of a stage."""
     record = StageLoop._record
 
-    def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
-        record(self, result, seconds)
+    def recorded(self: StageLoop, result: StepResult, *times: float) -> None:
+        record(self, result, *times)
         if (self.stage.name, self.position.stage_step) == (stage, step):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -239,8 +239,8 @@ def test_killed_in_every_stage(
     left = list(STAGES)
     record = StageLoop._record
 
-    def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
-        record(self, result, seconds)
+    def recorded(self: StageLoop, result: StepResult, *times: float) -> None:
+        record(self, result, *times)
         if self.stage.name in left and self.position.stage_step == 3:
             left.remove(self.stage.name)
             raise Killed

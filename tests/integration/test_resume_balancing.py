@@ -34,8 +34,8 @@ def test_moco_resumes_within_its_stage(tmp_path: Path, monkeypatch: pytest.Monke
     seen: list[float] = []
     record = StageLoop._record
 
-    def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
-        record(self, result, seconds)
+    def recorded(self: StageLoop, result: StepResult, *times: float) -> None:
+        record(self, result, *times)
         if isinstance(self.balancer.method, MoCo):
             seen.append(self.balancer.method.beta)
             if self.position.stage_step == 3 and len(seen) == 3 + steps:

@@ -20,6 +20,7 @@ from turbotrain_plugin.cli.hypes import add_config
 from turbotrain_plugin.cli.profile import add_profile
 from turbotrain_plugin.cli.report import add_report
 from turbotrain_plugin.cli.training import add_evaluate, add_train
+from turbotrain_plugin.cli.visualize import add_visualize
 from turbotrain_plugin.errors import UserError
 
 USER_ERROR = 2
@@ -73,7 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=turbotrain_plugin.__version__)
     parser.add_argument("--verbose", action="store_true", help="say more, show warnings")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_train, add_evaluate, add_profile, add_data, add_config, add_report):
+    for add in (
+        add_train,
+        add_evaluate,
+        add_visualize,
+        add_profile,
+        add_report,
+        add_data,
+        add_config,
+    ):
         add(verbs)
     doctor = verbs.add_parser("doctor", help="check this machine and say what to fix")
     doctor.set_defaults(run=_doctor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
 
@@ -46,6 +47,15 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: the run folder)"
     )
+    parser.add_argument(
+        "--sweep",
+        dest="sweeps",
+        metavar="AXIS=VALUES",
+        action="append",
+        default=[],
+        help="evaluate under every value of a disturbance instead: latency=0,100,200 (ms), "
+        "xyz_std (m), ryp_std (deg) or drop_out (share); repeatable, each gives a table",
+    )
     add_override(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -73,18 +83,28 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.engine.assembly import pick_device
+    import torch
+
+    from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.engine.evaluate import evaluate_run
+    from turbotrain_plugin.engine.sweep import sweep_run
 
     overrides = list(options.overrides)
     if options.dataset_mode:
         overrides.append(f"dataset_mode={options.dataset_mode}")
-    evaluate_run(
-        options.model_dir,
-        device=pick_device(options.device),
-        split=options.split,
-        epoch=options.epoch,
-        overrides=overrides,
-        out=options.out,
-    )
-    return 0
+
+    def work(device: torch.device) -> int:
+        how: dict[str, Any] = {
+            "device": device,
+            "split": options.split,
+            "epoch": options.epoch,
+            "overrides": overrides,
+            "out": options.out,
+        }
+        if options.sweeps:
+            sweep_run(options.model_dir, options.sweeps, **how)
+        else:
+            evaluate_run(options.model_dir, **how)
+        return 0
+
+    return run_together(work, options.device)

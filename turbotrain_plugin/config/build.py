@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from turbotrain_plugin.config.keys import ALIASES, CHOICES
+from turbotrain_plugin.config.keys import ALIASES, CHOICES, name_of
 from turbotrain_plugin.config.yaml_tree import Located
 from turbotrain_plugin.errors import UserError
 
@@ -39,8 +39,9 @@ def build(cls: type[_T], tree: Located, path: str = "") -> _T:
         raise UserError(
             f"{tree.place}: {path or 'the file'} must be a mapping. Found {tree.plain()!r}."
         )
-    declared = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    by_alias = {alias: f.name for f in declared.values() for alias in f.metadata.get(ALIASES, ())}
+    declared = {name_of(f): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    by_alias = {f.name: n for n, f in declared.items() if f.name != n}
+    by_alias |= {alias: n for n, f in declared.items() for alias in f.metadata.get(ALIASES, ())}
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     seen: dict[str, str] = {}
@@ -52,8 +53,9 @@ def build(cls: type[_T], tree: Located, path: str = "") -> _T:
         if seen.get(target) == item.source:
             raise UserError(f"{item.place}: {where} and its alias are both given.")
         seen[target] = item.source  # from another file or an override: the later one rules
-        values[target] = _convert(hints[target], item, where)
-        _check_choice(declared[target], values[target], item, where)
+        field = declared[target].name
+        values[field] = _convert(hints[field], item, where)
+        _check_choice(declared[target], values[field], item, where)
     return cls(**values)
 
 

@@ -27,6 +27,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _positive(config)
     yield from _anchors(config)
     yield from _augment(config)
+    yield from _disturbances(config)
     yield from _channels(config)
     yield from _distillation(config)
     yield from _training(config)
@@ -50,7 +51,6 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "turbotrain.data.future_steps": data.future_steps,
         "turbotrain.data.step_frames": data.step_frames,
         "turbotrain.data.sample_stride": data.sample_stride,
-        "turbotrain.pretrain.epoches": config.turbotrain.pretrain.epoches,
         "turbotrain.pretrain.batch_size": config.turbotrain.pretrain.batch_size,
         "turbotrain.pretrain.points.count": config.turbotrain.pretrain.points.count,
         "turbotrain.pretrain.points.max_targets": config.turbotrain.pretrain.points.max_targets,
@@ -78,6 +78,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "turbotrain.logging.save_steps": config.turbotrain.logging.save_steps,
         "turbotrain.patience": config.turbotrain.patience,
         "turbotrain.pretrain.occ.empty_ratio": config.turbotrain.pretrain.occ.empty_ratio,
+        "turbotrain.pretrain.epoches": config.turbotrain.pretrain.epoches,
     }
     for name, count in not_negative.items():
         if count < 0:
@@ -151,6 +152,26 @@ def _augment(config: RunConfig) -> Iterator[str]:
             yield (
                 f"{where}.WORLD_SCALE_RANGE must be positive, smallest first. Found {[low, high]}."
             )
+
+
+def _disturbances(config: RunConfig) -> Iterator[str]:
+    wild, data = config.wild_setting, config.turbotrain.data
+    not_negative = {
+        "wild_setting.async_overhead": wild.async_overhead,
+        "wild_setting.xyz_std": wild.xyz_std,
+        "wild_setting.ryp_std": wild.ryp_std,
+        "wild_setting.seed": wild.seed,
+        "wild_setting.data_size": wild.data_size,
+        "wild_setting.backbone_delay": wild.backbone_delay,
+        "turbotrain.data.repair.fill_gaps_s": data.repair.fill_gaps_s,
+    }
+    for name, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            yield f"{name} must be finite and not negative. Found {value}."
+    if not 0 < wild.transmission_speed < math.inf:
+        yield f"wild_setting.transmission_speed must be positive. Found {wild.transmission_speed}."
+    if not 0 <= data.drop_out <= 1:
+        yield f"turbotrain.data.drop_out must lie in [0, 1]. Found {data.drop_out}."
 
 
 def _channels(config: RunConfig) -> Iterator[str]:
@@ -240,6 +261,7 @@ def _stages(config: RunConfig) -> Iterator[str]:
             "turbotrain.manual.epoches must hold one number of at least 1 for each of the four "
             f"stages, or nothing. Found {list(epoches)}."
         )
+    yield from _initial(config)
     pretrain, frames = config.turbotrain.pretrain, config.turbotrain.data.hist_frames
     if not 0 <= pretrain.hist_frames <= frames:
         yield (
@@ -251,6 +273,26 @@ def _stages(config: RunConfig) -> Iterator[str]:
             "turbotrain.pretrain.min_coverage must be below 1 where turbotrain.pretrain.hist_frames"
             f" {pretrain.hist_frames} differs from turbotrain.data.hist_frames {frames}: temporal "
             "fusion then cannot be carried over whole."
+        )
+
+
+def _initial(config: RunConfig) -> Iterator[str]:
+    strategy, pretrain = config.turbotrain.strategy, config.turbotrain.pretrain
+    pretrains = strategy in ("turbotrain", "turbotrain_no_balance", "pretrain_only")
+    if pretrain.init and not pretrains:
+        yield (
+            f"turbotrain.pretrain.init is for strategies that pretrain. Found {strategy}; use "
+            "turbotrain_no_balance with turbotrain.pretrain.epoches=0 to fine-tune from a file."
+        )
+    if pretrain.init_rename and not pretrain.init:
+        yield "turbotrain.pretrain.init_rename has nothing to rename: init is empty."
+    if not pretrains or pretrain.epoches > 0:
+        return
+    if strategy == "pretrain_only" or not pretrain.init:
+        yield (
+            "turbotrain.pretrain.epoches 0 skips pretraining, which needs weights in "
+            "turbotrain.pretrain.init and a strategy that goes on (turbotrain or "
+            "turbotrain_no_balance); without weights the strategy is one_time."
         )
 
 

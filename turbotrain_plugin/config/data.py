@@ -120,6 +120,40 @@ class Postprocess:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WildSetting:
+    """``wild_setting``: OpenCOOD's block; late messages and wrong poses of neighbours.
+
+    Training and evaluation read it alike, as upstream; pretraining and labels never do.
+    """
+
+    async_: bool = key(False, "Neighbours' messages are late.")
+    async_mode: str = key(
+        "sim",
+        "sim: async_overhead for all; real: up to that, plus transmission and backbone.",
+        choices=("sim", "real"),
+    )
+    async_overhead: float = key(0.0, "Latency in ms; whole frames of 100 ms count, rounded down.")
+    loc_err: bool = key(False, "Neighbours' poses are wrong.")
+    xyz_std: float = key(0.0, "Standard deviation of the position along x, y and z, metres.")
+    ryp_std: float = key(0.0, "Standard deviation of the yaw, degrees (roll and pitch stay).")
+    seed: int = key(0, "Seed of every disturbance, drop-out included.")
+    data_size: float = key(0.0, "Mode real: size of a message, megabits.")
+    transmission_speed: float = key(27.0, "Mode real: megabits per second.")
+    backbone_delay: float = key(0.0, "Mode real: computing time of the sender, ms.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairConfig:
+    """``turbotrain.data.repair``: known flaws of labels, mended on reading; off by default."""
+
+    heading_flips: bool = key(
+        False, "Turn vehicle tracks round that drive backwards in 90 % of their moving steps."
+    )
+    duplicate_ids: bool = key(False, "Merge ids that different agents gave to one object.")
+    fill_gaps_s: float = key(0.0, "Longest gap of a track that boxes are put into, s (0: none).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """``turbotrain.data``: ours."""
 
@@ -149,8 +183,10 @@ class DataConfig:
     )
     zero_intensity: bool = key(True, "Set the intensity column to zero.")
     use_map: bool = key(True, "Read the vector map when the root has one.")
+    drop_out: float = key(0.0, "Share of neighbours' messages that are lost (wild_setting.seed).")
+    repair: RepairConfig = group(RepairConfig, "Flaws of labels to mend.")
     num_workers: int = key(2, "Loader processes (0: in the main process).")
     prefetch_factor: int = key(2, "Batches prepared ahead per loader process.")
     pin_memory: bool = key(False, "Page-locked batches, for a GPU.")
-    persistent_workers: bool = key(True, "Accepted; workers live as long as an epoch.")
+    persistent_workers: bool = key(True, "Keep loader processes from one epoch to the next.")
     cache_dir: str = key("", "Where parsed labels are kept ('': inside the root).")

@@ -12,7 +12,7 @@ import yaml
 
 from turbotrain_plugin.config.build import build
 from turbotrain_plugin.config.check import check
-from turbotrain_plugin.config.keys import HELP, default_of
+from turbotrain_plugin.config.keys import HELP, default_of, name_of
 from turbotrain_plugin.config.run import RunConfig
 from turbotrain_plugin.config.yaml_tree import Located, merge, parse_text, read_tree
 from turbotrain_plugin.errors import UserError
@@ -117,7 +117,7 @@ def _override_tree(override: str) -> Located:
 def to_plain(config: object) -> Any:  # noqa: ANN401 - JSON-like
     """Return a configuration as plain mappings, lists and scalars."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {name_of(f): to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple):
         return [to_plain(item) for item in config]
     return config
@@ -149,7 +149,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
 def explain(cls: type = RunConfig, path: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield (dotted key, default, explanation) of every key."""
     for declared in dataclasses.fields(cls):
-        where = f"{path}.{declared.name}" if path else declared.name
+        name = name_of(declared)
+        where = f"{path}.{name}" if path else name
         default = default_of(declared)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             yield from explain(type(default), where)

@@ -37,6 +37,14 @@ def group(factory: Callable[[], _T], help_text: str, *, aliases: tuple[str, ...]
     return declared  # type: ignore[no-any-return]
 
 
+def name_of(declared: Field[Any]) -> str:
+    """Return the name of a key in YAML: an underscore behind a field keeps it off Python's words.
+
+    OpenCOOD's ``wild_setting.async`` is the field ``async_``.
+    """
+    return declared.name.removesuffix("_")
+
+
 def default_of(declared: Field[Any]) -> Any:  # noqa: ANN401 - any type a key may have
     """Return the default value of a declared key."""
     if declared.default is not MISSING:

@@ -11,6 +11,7 @@ from turbotrain_plugin.config.data import (
     Postprocess,
     Preprocess,
     TrainParams,
+    WildSetting,
 )
 from turbotrain_plugin.config.keys import group, key
 from turbotrain_plugin.config.model import ModelConfig
@@ -55,6 +56,7 @@ class RunConfig:
     train_params: TrainParams = group(TrainParams, "Batch, epochs, agents.")
     fusion: FusionParams = group(FusionParams, "Sample builder.")
     preprocess: Preprocess = group(Preprocess, "Voxels.")
+    wild_setting: WildSetting = group(WildSetting, "Latency and pose noise of neighbours.")
     data_augment: tuple[AugmentStep, ...] = key((), "Augmentation, in order.")
     postprocess: Postprocess = group(Postprocess, "Anchors, targets, suppression.")
     model: ModelConfig = group(ModelConfig, "Network.")

@@ -6,7 +6,7 @@ voxel is made (OpenCOOD's ``proj_first``), so alignment in time and space is one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -14,14 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from turbotrain_plugin.data.disturb import Effect
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
 from turbotrain_plugin.data.tracks import (
-    GAP_FRAMES,
     Labels,
     centres_of,
-    fill_gaps,
+    fill_track,
     has_objects,
-    hold_last,
     union_labels,
 )
 from turbotrain_plugin.data.vector_map import WorldSegments, segments, segments_in_ego
@@ -49,14 +48,27 @@ _ROUNDING_M: Final = 1e-6
 _NO_POINTS: Final = np.zeros((0, 4), np.float32)
 
 
+_UNDISTURBED: Final = Effect()
+
+
 @dataclass(frozen=True, slots=True)
-class _Member:
-    """A kept agent: labels and pose now, matrices (T, 4, 4), clouds and validity (T,)."""
+class _Kept:
+    """An agent of the window: labels and pose now, matrix to the ego and cloud in its frame."""
 
     now: AgentFrame
     ego_SE3_agent: NDArray[np.float64]
+    cloud: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """What an agent sends: matrices (T, 4, 4), clouds and validity (T,), and how late it is."""
+
+    agent_id: int
+    ego_SE3_agent: NDArray[np.float64]
     clouds: list[NDArray[np.float32]]
     valid: NDArray[np.bool_]
+    delay_s: float
 
 
 def build_sample(
@@ -102,29 +114,58 @@ class ClipBuilder:
         Returns:
             The sample, neither augmented nor clipped to the point range.
         """
-        ego_id = choose_ego(scene, frame, self._options.mode, rng)
-        team = self._team(scene, frame, ego_id)
-        ego = team[0].now
-        ego_SE3_world = invert_rigid(ego.world_SE3_lidar)
-        ids = tuple(member.now.agent_id for member in team)
-        matrices = np.stack([member.ego_SE3_agent for member in team])
-        return Sample(
-            scene=scene.name,
-            frame=frame,
-            agent_ids=ids,
-            agent_types=np.array([agent_type(agent_id) for agent_id in ids], np.int64),
-            frame_valid=np.stack([member.valid for member in team]),
-            ego_SE3_agent=matrices.astype(np.float32),
-            time_offset_s=np.zeros(len(ids), np.float32),
-            world_SE3_ego=ego.world_SE3_lidar,
-            points=[member.clouds for member in team],
-            truth=self._truth(scene, [member.now for member in team], ego_SE3_world),
-            map=self._map(scene, ego_SE3_world),
-        )
+        team, ego_SE3_world = self._team(scene, frame, rng)
+        histories = [self._history(scene, kept, ego_SE3_world) for kept in team]
+        truth = self._truth(scene, [kept.now for kept in team], ego_SE3_world)
+        return _sample(scene, team[0].now, histories, truth, self._map(scene, ego_SE3_world))
 
-    def _team(self, scene: SceneIndex, frame: int, ego_id: int) -> list[_Member]:
-        """Return the kept agents: the ego, then the nearest that see anything in range."""
+    def build_disturbed(
+        self,
+        scene: SceneIndex,
+        frame: int,
+        rng: np.random.Generator | None,
+        effect_of: Callable[[int], Effect],
+    ) -> tuple[Sample, Sample]:
+        """Return a window whose neighbours' messages are disturbed, and where its labels are.
+
+        The kept agents are those of the undisturbed window, as upstream. A late neighbour's newest
+        frame is its newest cloud that has arrived; if that is a whole step older than the latency
+        explains, or there is none, the neighbour is not heard.
+
+        Args:
+            scene: One of the reader's scenes.
+            frame: Current position on its 10 Hz grid.
+            rng: As in ``build``.
+            effect_of: What befalls a neighbour, by its id; the ego is never asked for.
+
+        Returns:
+            The sample as the ego receives it, without labels; and the undisturbed agents and
+            clouds of now (T = 1, no map) with the labels, which are selected by what was there.
+        """
+        team, ego_SE3_world = self._team(scene, frame, rng)
+        heard = [self._history(scene, team[0], ego_SE3_world)]
+        for kept in team[1:]:
+            agent_id = kept.now.agent_id
+            effect = effect_of(agent_id)
+            newest = scene.agents[agent_id].newest_cloud(frame - effect.delay_frames)
+            oldest = frame - effect.delay_frames - self._options.step_frames + 1
+            if newest is not None and newest >= oldest and not effect.lost:
+                arrived = replace(effect, delay_frames=frame - newest)
+                heard.append(self._history(scene, kept, ego_SE3_world, arrived))
+        truth = self._truth(scene, [kept.now for kept in team], ego_SE3_world)
+        present = [
+            _History(k.now.agent_id, k.ego_SE3_agent[None], [k.cloud], np.ones(1, np.bool_), 0.0)
+            for k in team
+        ]
+        received = _sample(scene, team[0].now, heard, None, self._map(scene, ego_SE3_world))
+        return received, _sample(scene, team[0].now, present, truth, None)
+
+    def _team(
+        self, scene: SceneIndex, frame: int, rng: np.random.Generator | None
+    ) -> tuple[list[_Kept], NDArray[np.float64]]:
+        """Return the ego, then the nearest agents that see anything in range; and ego_SE3_world."""
         options = self._options
+        ego_id = choose_ego(scene, frame, options.mode, rng)
         ego = self._reader.read_frame(scene, ego_id, frame)
         ego_SE3_world = invert_rigid(ego.world_SE3_lidar)
         others = [
@@ -132,46 +173,58 @@ class ClipBuilder:
             for agent_id in members(scene, options.mode)
             if agent_id != ego_id and scene.agents[agent_id].has_cloud(frame)
         ]
-        team = [self._member(scene, ego, ego_SE3_world)]
+        team = [_Kept(ego, *self._cloud(scene, ego, ego_SE3_world))]
         for other in _within(ego, others, options.comm_range_m):
             if len(team) == options.max_agents:
                 break
-            matrix, cloud = self._cloud(scene, other, ego_SE3_world)
-            if inside_range(cloud, options.range_m).any():
-                team.append(self._member(scene, other, ego_SE3_world, (matrix, cloud)))
-        return team
+            kept = _Kept(other, *self._cloud(scene, other, ego_SE3_world))
+            if inside_range(kept.cloud, options.range_m).any():
+                team.append(kept)
+        return team, ego_SE3_world
 
-    def _member(
+    def _history(
         self,
         scene: SceneIndex,
-        now: AgentFrame,
+        kept: _Kept,
         ego_SE3_world: NDArray[np.float64],
-        current: tuple[NDArray[np.float64], NDArray[np.float32]] | None = None,
-    ) -> _Member:
-        """Return the history of one agent; ``current`` saves a second reading of its cloud."""
-        offsets = self._options.history_offsets()
-        matrix, cloud = current or self._cloud(scene, now, ego_SE3_world)
+        effect: Effect = _UNDISTURBED,
+    ) -> _History:
+        """Return the frames of one agent, newest last; its newest one must have a cloud."""
+        agent_id, newest = kept.now.agent_id, kept.now.frame - effect.delay_frames
+        matrix, cloud = kept.ego_SE3_agent, kept.cloud
+        if effect != _UNDISTURBED:
+            frame = self._reader.read_frame(scene, agent_id, newest)
+            matrix, cloud = self._cloud(scene, frame, ego_SE3_world, effect)
         matrices, clouds, valid = [matrix], [cloud], [True]
+        offsets = self._options.history_offsets()
         for offset in reversed(offsets[:-1]):  # newest first, so that "repeat" has what to repeat
-            present = scene.agents[now.agent_id].has_cloud(now.frame + offset)
+            present = scene.agents[agent_id].has_cloud(newest + offset)
             if present:
-                past = self._reader.read_frame(scene, now.agent_id, now.frame + offset)
-                matrix, cloud = self._cloud(scene, past, ego_SE3_world)
+                past = self._reader.read_frame(scene, agent_id, newest + offset)
+                matrix, cloud = self._cloud(scene, past, ego_SE3_world, effect)
             elif self._options.pad == "empty":
                 matrix, cloud = np.eye(4), _NO_POINTS
             matrices.append(matrix)
             clouds.append(cloud)
             valid.append(present or self._options.pad == "repeat")
-        return _Member(now, np.stack(matrices[::-1]), clouds[::-1], np.array(valid[::-1]))
+        return _History(
+            agent_id, np.stack(matrices[::-1]), clouds[::-1], np.array(valid[::-1]), effect.delay_s
+        )
 
     def _cloud(
-        self, scene: SceneIndex, frame: AgentFrame, ego_SE3_world: NDArray[np.float64]
+        self,
+        scene: SceneIndex,
+        frame: AgentFrame,
+        ego_SE3_world: NDArray[np.float64],
+        effect: Effect = _UNDISTURBED,
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Return the matrix agent to ego and the agent's points in the ego frame."""
-        matrix = ego_SE3_world @ frame.world_SE3_lidar
+        pose = frame.world_SE3_lidar
+        matrix = ego_SE3_world @ (pose if effect == _UNDISTURBED else effect.pose(pose))
         points = self._reader.read_points(scene, frame.agent_id, frame.frame)
         if not frame.is_infrastructure:
-            points = points[~_self_hits(points)]
+            hits = _self_hits(points)
+            points = points[~hits] if hits.any() else points
         moved = np.empty((len(points), 4), np.float32)
         moved[:, :3] = points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3]  # float64, then rounded
         moved[:, 3] = 0 if self._options.zero_intensity else points[:, 3]
@@ -228,7 +281,13 @@ class ClipBuilder:
             centres, valid[:, step] = centres_of(ids, at)
             track[:, step] = transform_points(ego_SE3_world, centres)[:, :2]
         track[~valid] = 0.0
-        return _filled(track, valid, options, _recorded(scene, now, offsets))
+        return fill_track(
+            track,
+            valid,
+            options.future_fill,
+            step_frames=options.step_frames,
+            recorded=_recorded(scene, now, offsets),
+        )
 
     def _labels(self, scene: SceneIndex, order: Sequence[int], frame: int) -> list[AgentFrame]:
         return [
@@ -263,6 +322,30 @@ def select_objects(sample: Sample, options: ClipOptions) -> Sample:
     return replace(sample, truth=_rows(truth, counts >= options.min_points))
 
 
+def _sample(
+    scene: SceneIndex,
+    ego: AgentFrame,
+    histories: Sequence[_History],
+    truth: GroundTruth | None,
+    segments_of_map: MapSegments | None,
+) -> Sample:
+    ids = tuple(history.agent_id for history in histories)
+    matrices = np.stack([history.ego_SE3_agent for history in histories])
+    return Sample(
+        scene=scene.name,
+        frame=ego.frame,
+        agent_ids=ids,
+        agent_types=np.array([agent_type(agent_id) for agent_id in ids], np.int64),
+        frame_valid=np.stack([history.valid for history in histories]),
+        ego_SE3_agent=matrices.astype(np.float32),
+        time_offset_s=np.array([history.delay_s for history in histories], np.float32),
+        world_SE3_ego=ego.world_SE3_lidar,
+        points=[history.clouds for history in histories],
+        truth=truth,
+        map=segments_of_map,
+    )
+
+
 def _within(ego: AgentFrame, others: list[AgentFrame], limit_m: float) -> list[AgentFrame]:
     """Return the agents within the planar LiDAR distance, nearest first."""
     here = ego.world_SE3_lidar[:2, 3]
@@ -289,27 +372,6 @@ def _of_classes(labels: Labels, classes: Sequence[str]) -> Labels:
 def _recorded(scene: SceneIndex, now: int, offsets: Sequence[int]) -> NDArray[np.bool_]:
     last = last_label(scene)
     return np.array([now + offset <= last for offset in offsets])
-
-
-def _filled(
-    track: NDArray[np.float64],
-    valid: NDArray[np.bool_],
-    options: ClipOptions,
-    recorded: NDArray[np.bool_],
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Apply ``future_fill``: close short gaps; or close every gap and hold the last position.
-
-    ``interpolate`` closes runs of at most 0.5 s of missing steps that have a known step on both
-    sides. ``interpolate_and_hold`` closes runs of any length and repeats the last known position to
-    the end of the window, yet not beyond the end of the recording, where nobody was looking. The
-    time before an object was first seen stays unknown in both.
-    """
-    if options.future_fill == "none":
-        return track, valid
-    if options.future_fill == "interpolate":
-        return fill_gaps(track, valid, GAP_FRAMES // options.step_frames)
-    track, valid = fill_gaps(track, valid, track.shape[1])
-    return hold_last(track, valid, recorded)
 
 
 def _rows(truth: GroundTruth, keep: NDArray[np.bool_]) -> GroundTruth:

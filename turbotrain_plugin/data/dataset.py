@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,17 +20,20 @@ from torch.utils.data import Dataset
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data.augment import augment, draw
 from turbotrain_plugin.data.clips import ClipBuilder, select_objects
+from turbotrain_plugin.data.disturb import Disturbances
 from turbotrain_plugin.data.formats import open_root
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
 from turbotrain_plugin.data.joined import busiest_neighbour, join_agents, single_agent
 from turbotrain_plugin.data.prepare import (
     PreparedSample,
     SampleMap,
+    SamplePoints,
     map_cells,
     map_tokens,
     reconstruction_points,
     sample_voxels,
 )
+from turbotrain_plugin.data.repair import repaired
 from turbotrain_plugin.data.targets import (
     SampleTargets,
     anchors_from_config,
@@ -48,7 +52,8 @@ _LOG = logging.getLogger(__name__)
 PURPOSES: Final = ("pretrain", "train", "evaluate")
 SPLITS: Final = ("train", "validate", "test")
 
-# First words of the seeds, so that one kind of draw never repeats another (3: loader.py).
+# First words of the seeds, so that one kind of draw never repeats another (3: loader.py, 5:
+# disturb.py).
 _EGO_DRAW, _SAMPLE_DRAW, _AGENT_DRAW = 1, 2, 4
 
 
@@ -96,12 +101,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         self.grid = grid_from_config(config)
         self.anchors: NDArray[np.float32] = anchors_from_config(config, self.grid)
         data = config.turbotrain.data
-        self.reader: ScenarioReader = open_root(
-            roots,
-            data.format,
-            split=split,
-            cache_dir=Path(data.cache_dir) if data.cache_dir else None,
-        )
+        cache_dir = Path(data.cache_dir) if data.cache_dir else None
+        reader = open_root(roots, data.format, split=split, cache_dir=cache_dir)
+        self.reader: ScenarioReader = repaired(reader, data.repair)
         pretrain, map_args = purpose == "pretrain", config.model.args.map
         self.options = ClipOptions.from_config(
             config,
@@ -119,6 +121,12 @@ class CooperativeDataset(Dataset[PreparedSample]):
         self._teaches = bool(
             method == "disconet" and config.model.args.fusion.distill.teacher and train
         )
+        # What pretraining rebuilds are the clouds themselves: disturbed ones would be wrong labels.
+        # Agents that learn apart, for late fusion, send nothing.
+        disturbed = not (pretrain or self._separates)
+        self.disturbances = Disturbances.from_config(config) if disturbed else None
+        if self.disturbances is not None:
+            self.disturbances.warn_of_thin_clouds(self._scenes)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -159,9 +167,7 @@ class CooperativeDataset(Dataset[PreparedSample]):
             voxels=sample_voxels(sample, self.grid, max_points, max_voxels, rng),
             map=self._map(sample),
             targets=self._targets(sample),
-            reconstruction=(
-                reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
-            ),
+            reconstruction=self._reconstruction(sample),
             truth=sample.truth,
         )
 
@@ -195,23 +201,38 @@ class CooperativeDataset(Dataset[PreparedSample]):
         ego_rng = None
         if self.purpose != "evaluate" and data.train_ego == "random":
             ego_rng = self._rng(_EGO_DRAW, key.epoch, window.scene)
-        sample = self._clips.build(self._scenes[window.scene], window.frame, ego_rng)
-        if self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment):
-            sample = augment(sample, draw(self.config.data_augment, rng))
+        scene = self._scenes[window.scene]
+        augmented = self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment)
+        change = draw(self.config.data_augment if augmented else (), rng)
+        if self.disturbances is not None:
+            effect_of = partial(self.disturbances.draw, self._epoch(key.epoch), key.index)
+            heard, seen = self._clips.build_disturbed(scene, window.frame, ego_rng, effect_of)
+            labels = select_objects(augment(seen, change), self.options)
+            return replace(augment(heard, change), truth=labels.truth)
+        sample = augment(self._clips.build(scene, window.frame, ego_rng), change)
         if self._separates:
             agent = self._rng(_AGENT_DRAW, key.epoch, key.index).integers(len(sample.agent_ids))
             sample = single_agent(sample, int(agent))
         return select_objects(sample, self.options)
 
+    def _epoch(self, epoch: int) -> int:
+        """Return the epoch of the draws: an evaluation sees the same whenever it is made."""
+        return 0 if self.purpose == "evaluate" else epoch
+
     def _rng(self, draw_kind: int, epoch: int, number: int) -> np.random.Generator:
-        # An evaluation sees the same samples whatever epoch of the training it follows.
-        epoch = 0 if self.purpose == "evaluate" else epoch
-        return np.random.default_rng([draw_kind, self.config.seed, epoch, number])
+        return np.random.default_rng([draw_kind, self.config.seed, self._epoch(epoch), number])
 
     def _map(self, sample: Sample) -> SampleMap | None:
         if sample.map is None:
             return None
         return map_tokens(sample.map, self._cells, self.config.model.args.map.segments)
+
+    def _reconstruction(self, sample: Sample) -> SamplePoints | None:
+        if self.purpose != "pretrain":
+            return None
+        every = self.config.turbotrain.pretrain.target_frames == "all"
+        frames = self.config.turbotrain.data.hist_frames if every else 1
+        return reconstruction_points(sample, self.grid, frames)
 
     def _targets(self, sample: Sample) -> SampleTargets | None:
         if sample.truth is None:

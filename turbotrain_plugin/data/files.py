@@ -41,6 +41,11 @@ def finite_points(points: NDArray[np.float32]) -> NDArray[np.float32]:
     NaN and infinity mark missing returns. A damaged bit makes 1e38 of a metre, which later sums
     could not hold: such rows are dropped too.
     """
-    kept = points[(np.abs(points[:, :3]) < _FARTHEST_M).all(axis=1)]
-    kept[:, 3] = np.nan_to_num(kept[:, 3], nan=0.0, posinf=0.0, neginf=0.0)
+    there = np.ones(len(points), dtype=np.bool_)
+    for axis in range(3):  # whole columns are several times faster than rows of three
+        there &= np.abs(points[:, axis]) < _FARTHEST_M
+    kept = points.copy() if there.all() else points[there]
+    unknown = ~np.isfinite(kept[:, 3])
+    if unknown.any():
+        kept[unknown, 3] = 0.0
     return kept

@@ -21,7 +21,7 @@ from turbotrain_plugin.data.formats.folders import (
 )
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["AgentEntry", "Layout", "SceneEntry", "SplitEntry", "survey"]
+__all__ = ["AgentEntry", "Layout", "SceneEntry", "SplitEntry", "check_root", "survey"]
 
 _SPLITS: Final = ("train", "validate", "test")
 _BESIDE: Final = ("map", "synthetic.json")
@@ -131,7 +131,7 @@ def survey(root: Path) -> Layout:
         UserError: When the folder is missing, or holds no scenes; it then says which folder near it
             looks like a root.
     """
-    _check_is_root(root)
+    check_root(root)
     name = detect_format([root])
     reader = find_reader([root], name)
     folders = split_folders(root)
@@ -155,7 +155,12 @@ def survey(root: Path) -> Layout:
 # -------------------------------------------------------------------------------------- wrong roots
 
 
-def _check_is_root(root: Path) -> None:
+def check_root(root: Path) -> None:
+    """Refuse a folder that is neither a root nor a split folder, and say where one is.
+
+    Raises:
+        UserError: Naming the child or parent that looks like a root.
+    """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder. Give a dataset root or one of its split folders.")
     here = root.absolute()

@@ -1,20 +1,25 @@
 """Batches of an epoch in a reproducible order, made by worker processes or in this one.
 
 Samples depend on their key alone (see ``dataset``), so an epoch interrupted after n batches goes
-on with batch n bit for bit (``start_batch``), whatever the number of workers.
+on with batch n bit for bit (``start_batch``), whatever the number of workers. Worker processes stay
+from one epoch to the next (``persistent_workers``), with the labels they have read.
 """
 
 from __future__ import annotations
 
+import atexit
 import signal
+import time
 import traceback
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from turbotrain_plugin.data.dataset import CooperativeDataset, SampleKey
 from turbotrain_plugin.data.prepare import PreparedSample, collate
@@ -98,6 +103,8 @@ class BatchLoader:
         self, dataset: CooperativeDataset, batches: list[list[SampleKey]], start_batch: int = 0
     ) -> None:
         self._dataset, self._batches, self._start = dataset, batches, start_batch
+        self.waited_s = 0.0
+        """Time that whoever walks the batches has spent waiting for them."""
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -111,22 +118,22 @@ class BatchLoader:
         """
         wanted = self._batches[self._start :]
         data = self._dataset.config.turbotrain.data
-        workers = min(data.num_workers, len(wanted))
-        loader = DataLoader(
-            _Guarded(self._dataset),
-            batch_sampler=wanted,
-            num_workers=workers,
-            collate_fn=_collate_or_fail,
-            prefetch_factor=data.prefetch_factor if workers else None,
-            worker_init_fn=_prepare_worker,
-            # Samples seed themselves; a private generator keeps the caller's global one untouched.
-            generator=torch.Generator().manual_seed(0),
-        )
         pin = data.pin_memory and torch.cuda.is_available()
-        batches = iter(loader)
-        for keys in wanted:
-            batch = self._next(batches, keys)
-            yield _pinned(batch) if pin else batch
+        workers = _workers_of(self._dataset, len(wanted))
+        try:
+            begin = time.perf_counter()
+            batches = workers.walk(wanted)
+            for keys in wanted:
+                batch = self._next(batches, keys)
+                batch = _pinned(batch) if pin else batch
+                self.waited_s += time.perf_counter() - begin
+                yield batch
+                begin = time.perf_counter()
+        except RuntimeError:
+            _WORKERS.pop(id(self._dataset), None)  # whatever is left of them
+            raise
+        finally:
+            workers.busy = False
 
     def _next(self, batches: Iterator[Batch | _Failure], keys: list[SampleKey]) -> Batch:
         try:
@@ -144,6 +151,87 @@ class BatchLoader:
             message = f"{self._dataset.describe(batch.key)}: {batch.message}"
             raise UserError(message) if batch.user else RuntimeError(message)
         return batch
+
+
+class _Workers:
+    """A ``DataLoader`` that is walked once per epoch, each time over other batches."""
+
+    def __init__(self, dataset: CooperativeDataset, count: int, *, persistent: bool) -> None:
+        self._wanted = _Wanted()
+        self._walk: Iterator[Any] | None = None
+        self.busy = True
+        _OPEN.add(self)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=self._wanted,
+            num_workers=count,
+            collate_fn=_collate_or_fail,
+            prefetch_factor=dataset.config.turbotrain.data.prefetch_factor if count else None,
+            persistent_workers=persistent and count > 0,
+            worker_init_fn=_prepare_worker,
+            # Samples seed themselves; a private generator keeps the caller's global one untouched.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def walk(self, wanted: list[list[SampleKey]]) -> Iterator[Batch | _Failure]:
+        """Return the batches of ``wanted``; what an earlier walk left over is thrown away."""
+        self._wanted.batches = wanted
+        self._walk = iter(self._loader)
+        return self._walk
+
+    def close(self) -> None:
+        """End the processes, in the middle of a walk too."""
+        shut_down = getattr(self._walk, "_shutdown_workers", None)  # torch has no public way
+        if shut_down is not None:
+            shut_down()
+
+
+class _Wanted(Sampler[list[SampleKey]]):
+    """The batch sampler of a ``_Workers``: only its list changes from walk to walk."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[SampleKey]] = []
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+_MOST_KEPT: Final = 2
+"""Data sets whose workers stay: one to train on and one to validate on."""
+
+_WORKERS: Final[OrderedDict[int, tuple[CooperativeDataset, _Workers]]] = OrderedDict()
+"""By the data set's identity, which it keeps as long as it is held here."""
+
+_OPEN: Final[weakref.WeakSet[_Workers]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Workers ignore SIGTERM, by which multiprocessing would end them at exit and wait for ever."""
+    for workers in list(_OPEN):
+        workers.close()
+
+
+def _workers_of(dataset: CooperativeDataset, batches: int) -> _Workers:
+    """Return idle workers of a data set, kept ones where there are any."""
+    data = dataset.config.turbotrain.data
+    count = min(data.num_workers, batches)
+    if not (data.persistent_workers and count) or count < data.num_workers:
+        return _Workers(dataset, count, persistent=False)
+    _, kept = _WORKERS.get(id(dataset), (dataset, None))
+    if kept is not None and kept.busy:  # two walks at a time
+        return _Workers(dataset, count, persistent=False)
+    if kept is None:
+        kept = _Workers(dataset, count, persistent=True)
+        _WORKERS[id(dataset)] = (dataset, kept)
+        if len(_WORKERS) > _MOST_KEPT:
+            _WORKERS.popitem(last=False)
+    _WORKERS.move_to_end(id(dataset))
+    kept.busy = True
+    return kept
 
 
 @dataclass(frozen=True, slots=True)

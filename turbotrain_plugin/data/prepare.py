@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turbotrain_plugin.data.targets import SampleTargets
 from turbotrain_plugin.data.vector_map import nearest_segments
-from turbotrain_plugin.data.voxelize import VoxelCloud, inside_range, voxelize_cloud
+from turbotrain_plugin.data.voxelize import inside_range, plan_voxels
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.structures import (
     Batch,
@@ -75,10 +75,11 @@ class SampleMap:
 
 @dataclass(frozen=True, slots=True)
 class SamplePoints:
-    """What pretraining rebuilds: (P, 3) float32 current points in range and (P,) their agent."""
+    """What pretraining rebuilds: (P, 3) float32 points in range, (P,) agent and frames ago."""
 
     xyz: NDArray[np.float32]
     agent: NDArray[np.int64]
+    age: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +127,24 @@ def sample_voxels(
     rng: np.random.Generator | None,
 ) -> SampleVoxels:
     """Voxelise every cloud of a sample, agent by agent, oldest frame first."""
-    clouds: list[VoxelCloud] = [
-        voxelize_cloud(cloud, grid, max_points, max_voxels, rng)
-        for frames in sample.points
-        for cloud in frames
-    ]
-    counts = [len(cloud.counts) for cloud in clouds]
-    index = np.repeat(np.arange(len(clouds), dtype=np.int32), counts)
-    zyx = np.concatenate([cloud.coordinates for cloud in clouds])
-    in_range = sum(cloud.in_range for cloud in clouds)
-    kept = sum(cloud.in_kept_voxels for cloud in clouds)
+    clouds = [cloud for frames in sample.points for cloud in frames]
+    plans = [plan_voxels(cloud, grid, max_voxels, rng) for cloud in clouds]
+    starts = np.cumsum([0, *(len(plan.first) for plan in plans)]).tolist()
+    points = np.zeros((starts[-1], max_points, 4), np.float32)  # once for all: this is most bytes
+    coordinates = np.empty((starts[-1], 4), np.int32)
+    for number, (plan, cloud) in enumerate(zip(plans, clouds, strict=True)):
+        rows = slice(starts[number], starts[number + 1])
+        plan.fill(cloud, points[rows])
+        coordinates[rows, 0] = number
+        coordinates[rows, 1:] = plan.coordinates
+    sizes = np.concatenate([plan.sizes for plan in plans])
+    in_range = sum(len(plan.order) for plan in plans)
     return SampleVoxels(
-        points=np.concatenate([cloud.points for cloud in clouds]),
-        coordinates=np.concatenate([index[:, None], zyx], axis=1),
-        counts=np.concatenate([cloud.counts for cloud in clouds]),
+        points=points,
+        coordinates=coordinates,
+        counts=np.minimum(sizes, max_points).astype(np.int32),
         map_count=len(clouds),
-        truncated_share=1.0 - kept / in_range if in_range else 0.0,
+        truncated_share=1.0 - int(sizes.sum()) / in_range if in_range else 0.0,
     )
 
 
@@ -170,15 +173,30 @@ def map_tokens(segments: MapSegments, cells: NDArray[np.float64], count: int) ->
     return SampleMap(segments.points[used], segments.valid[used], row[nearest])
 
 
-def reconstruction_points(sample: Sample, grid: BevGrid) -> SamplePoints:
-    """Return the current points of all kept agents inside the range, before any voxel limit."""
-    clouds = [frames[-1][inside_range(frames[-1], grid.range_m), :3] for frames in sample.points]
-    agent = np.repeat(np.arange(len(clouds)), [len(cloud) for cloud in clouds])
-    return SamplePoints(np.concatenate(clouds), agent.astype(np.int64))
+def reconstruction_points(sample: Sample, grid: BevGrid, frames: int = 1) -> SamplePoints:
+    """Return the points of all kept agents inside the range, before any voxel limit.
+
+    Args:
+        sample: The sample.
+        grid: Its range.
+        frames: How many of the latest frames; 1 is the current one alone.
+    """
+    chosen = [
+        (agent, age, clouds[-1 - age])
+        for agent, clouds in enumerate(sample.points)
+        for age in range(frames)
+    ]
+    kept = [cloud[inside_range(cloud, grid.range_m), :3] for _, _, cloud in chosen]
+    lengths = [len(cloud) for cloud in kept]
+    agents = np.array([agent for agent, _, _ in chosen], np.int64)
+    ages = np.array([age for _, age, _ in chosen], np.int64)
+    return SamplePoints(np.concatenate(kept), agents.repeat(lengths), ages.repeat(lengths))
 
 
 def collate(samples: Sequence[PreparedSample]) -> Batch:
     """Stack samples: agents and voxels in one row of samples, indices moved accordingly.
+
+    A batch of one sample shares the memory of the sample's arrays.
 
     ``map`` is None when no sample has a map, ``targets`` and ``reconstruction`` are None unless
     every sample has them.
@@ -203,7 +221,8 @@ def collate(samples: Sequence[PreparedSample]) -> Batch:
 
 
 def _stack(arrays: Any) -> Tensor:  # noqa: ANN401 - an iterable of arrays of one dtype
-    return torch.from_numpy(np.concatenate(list(arrays)))
+    parts = list(arrays)
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
@@ -266,6 +285,7 @@ def _collate_points(samples: Sequence[PreparedSample]) -> ReconstructionPoints |
         xyz=_stack(part.xyz for part in points),
         sample=torch.from_numpy(np.repeat(np.arange(len(points)), lengths)),
         agent=torch.from_numpy(agent),
+        age=_stack(part.age for part in points),
     )
 
 

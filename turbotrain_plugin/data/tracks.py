@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
 from turbotrain_plugin.structures import AgentFrame
 
-__all__ = ["Labels", "centres_of", "fill_gaps", "has_objects", "hold_last", "union_labels"]
+__all__ = [
+    "Labels",
+    "centres_of",
+    "fill_gaps",
+    "fill_track",
+    "has_objects",
+    "hold_last",
+    "union_labels",
+]
 
 GAP_FRAMES: Final = 5
 """Longest run of missing 10 Hz frames that ``interpolate`` closes: 0.5 s."""
@@ -139,3 +147,33 @@ def hold_last(
     positions[row, step] = positions[row, before[row, step]]
     valid[row, step] = True
     return positions, valid
+
+
+def fill_track(
+    track: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    rule: str,
+    *,
+    step_frames: int,
+    recorded: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Apply ``future_fill``: close short gaps; or close every gap and hold the last position.
+
+    ``interpolate`` closes runs of at most 0.5 s of missing steps that have a known step on both
+    sides. ``interpolate_and_hold`` closes runs of any length and repeats the last known position to
+    the end of the window, yet not beyond the end of the recording, where nobody was looking. The
+    time before an object was first seen stays unknown in both.
+
+    Args:
+        track: (M, K, D) equally spaced in time.
+        valid: (M, K) known steps.
+        rule: ``none``, ``interpolate`` or ``interpolate_and_hold``.
+        step_frames: 10 Hz frames between two steps.
+        recorded: (K,) steps inside the recording.
+    """
+    if rule == "none":
+        return track, valid
+    if rule == "interpolate":
+        return fill_gaps(track, valid, GAP_FRAMES // step_frames)
+    track, valid = fill_gaps(track, valid, track.shape[1])
+    return hold_last(track, valid, recorded)

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from turbotrain_plugin.geometry.grid import BevGrid
 
-__all__ = ["VoxelCloud", "inside_range", "voxelize", "voxelize_cloud"]
+__all__ = [
+    "VoxelCloud",
+    "VoxelPlan",
+    "inside_range",
+    "plan_voxels",
+    "voxelize",
+    "voxelize_cloud",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +80,94 @@ def voxelize_cloud(
     rng: np.random.Generator | None = None,
 ) -> VoxelCloud:
     """Return what ``voxelize`` returns together with the loss by truncation."""
+    plan = plan_voxels(points, grid, max_voxels, rng)
+    grouped = np.zeros((len(plan.first), max_points, 4), np.float32)
+    plan.fill(points, grouped)
+    return VoxelCloud(
+        points=grouped,
+        coordinates=plan.coordinates,
+        counts=np.minimum(plan.sizes, max_points).astype(np.int32),
+        in_range=len(plan.order),
+        in_kept_voxels=int(plan.sizes.sum()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelPlan:
+    """Which points of a cloud go into which voxel; what to fill once the memory is there.
+
+    Attributes:
+        coordinates: (V, 3) int32: z, y, x.
+        order: (Q,) rows of the points in range, voxel by voxel, in the order they were taken.
+        first: (V,) where each voxel begins in ``order``.
+        sizes: (V,) points of each voxel, those beyond the limit included.
+    """
+
+    coordinates: NDArray[np.int32]
+    order: NDArray[np.int64]
+    first: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def fill(self, points: NDArray[np.float32], grouped: NDArray[np.float32]) -> None:
+        """Write the points (P, 4) into ``grouped`` (V, max_points, 4), which must hold zeros."""
+        voxels: NDArray[np.int64] | slice = slice(None)
+        for slot in range(grouped.shape[1]):
+            if slot:
+                voxels = np.flatnonzero(self.sizes > slot)
+            rows = self.order[self.first[voxels] + slot]
+            if not len(rows):
+                break
+            grouped[voxels, slot] = points.take(rows, axis=0)
+
+
+def plan_voxels(
+    points: NDArray[np.float32],
+    grid: BevGrid,
+    max_voxels: int,
+    rng: np.random.Generator | None = None,
+) -> VoxelPlan:
+    """Return the voxels of a cloud in the order they were opened; arguments as ``voxelize``."""
     columns = _voxel_columns(points, grid)
     inside = np.flatnonzero(columns >= 0)
     if rng is not None:
         inside = rng.permutation(inside)
     keys = columns[inside]
-    # Key and place in one integer: an unstable (fast) sort then keeps the order inside a voxel.
-    shift = max(1, len(inside).bit_length())
-    packed = np.sort((keys << shift) | np.arange(len(inside)))
-    place, key = packed & ((1 << shift) - 1), packed >> shift
-    starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
-    sizes = np.diff(starts, append=len(key))
+    place = _stable_order(keys)
+    keys = keys[place]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
+    sizes = np.diff(starts, append=len(keys))
     # Voxels in the order they were opened, cut at the limit.
-    opener = np.full(len(key), -1)
+    opener = np.full(len(keys), -1)
     opener[place[starts]] = np.arange(len(starts))
     opened = opener[opener >= 0][:max_voxels]
-    number = np.full(len(starts), -1)
-    number[opened] = np.arange(len(opened))
-    voxel = np.repeat(number, sizes)
-    slot = np.arange(len(key)) - np.repeat(starts, sizes)
-    taken = np.flatnonzero((voxel >= 0) & (slot < max_points))
-    grouped = np.zeros((len(opened) * max_points, 4), np.float32)
-    grouped[voxel[taken] * max_points + slot[taken]] = points.take(inside[place[taken]], axis=0)
-    return VoxelCloud(
-        points=grouped.reshape(len(opened), max_points, 4),
-        coordinates=_unravel(key[starts[opened]], grid),
-        counts=np.minimum(sizes[opened], max_points).astype(np.int32),
-        in_range=len(inside),
-        in_kept_voxels=int(sizes[opened].sum()),
-    )
+    first = starts[opened]
+    return VoxelPlan(_unravel(keys[first], grid), inside[place], first, sizes[opened])
+
+
+def _stable_order(keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the order that sorts keys (Q,), which are not negative, equal ones as they came.
+
+    numpy sorts 16-bit numbers by radix: two or three passes of that, the low digits first, are
+    several times faster than sorting by comparison.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    keys = keys >> 16
+    while keys.any():
+        order = order[np.argsort(keys.astype(np.uint16)[order], kind="stable")]
+        keys = keys >> 16
+    return order
 
 
 def inside_range(
     points: NDArray[np.floating], range_m: tuple[float, float, float, float, float, float]
 ) -> NDArray[np.bool_]:
     """Return (P,) whether the points (P, 3+) lie in the range, its upper ends excluded."""
-    xyz = points[:, :3]
-    return np.asarray(((xyz >= range_m[:3]) & (xyz < range_m[3:])).all(axis=1))
+    inside = np.ones(len(points), dtype=np.bool_)
+    for axis in range(3):  # whole columns are several times faster than rows of three
+        column = points[:, axis]
+        low, high = np.float64(range_m[axis]), np.float64(range_m[axis + 3])
+        inside &= (column >= low) & (column < high)
+    return inside
 
 
 def _voxel_columns(points: NDArray[np.float32], grid: BevGrid) -> NDArray[np.int64]:
@@ -129,5 +187,11 @@ def _voxel_columns(points: NDArray[np.float32], grid: BevGrid) -> NDArray[np.int
 
 
 def _unravel(key: NDArray[np.int64], grid: BevGrid) -> NDArray[np.int32]:
+    """Return (V, 3) z, y, x of linear voxel indices (V,)."""
     nx, ny, _ = grid.voxel_counts
-    return np.stack([key // (nx * ny), key // nx % ny, key % nx], axis=1).astype(np.int32)
+    zyx = np.empty((len(key), 3), np.int32)
+    zyx[:, 0] = key // (nx * ny)
+    rest = key - zyx[:, 0] * np.int64(nx * ny)
+    zyx[:, 1] = rest // nx
+    zyx[:, 2] = rest - zyx[:, 1] * np.int64(nx)
+    return zyx

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from turbotrain_plugin.data.convert import convert_roots
 from turbotrain_plugin.data.inspect import root_stats, verify_root
+from turbotrain_plugin.data.layout import check_root
 from turbotrain_plugin.engine.data_views import plot_stats
 from turbotrain_plugin.engine.records import Steps, emit, write_json
 from turbotrain_plugin.errors import UserError
@@ -71,6 +72,8 @@ def verify(
     """
     if stride < 1:
         raise UserError(f"--stride must be at least 1. Found {stride}.")
+    for root in roots:
+        check_root(root)
     report = verify_root(roots, progress=Steps("verify"), cloud_stride=stride)
     if json_file is not None:
         write_json(json_file, report.to_json())
@@ -96,6 +99,8 @@ def stats(
         raise UserError(f"--stride must be at least 1. Found {stride}.")
     if plots is not None and plots.suffix != ".png":
         raise UserError(f"--plots must name a .png file. Found {plots.name!r}.")
+    for root in roots:
+        check_root(root)
     found = root_stats(roots, progress=Steps("stats"), cloud_stride=stride)
     if json_file is not None:
         write_json(json_file, found.to_json())

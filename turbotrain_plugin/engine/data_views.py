@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from turbotrain_plugin.data.formats import SceneIndex, SequenceReader, find_reader
 from turbotrain_plugin.data.formats.folders import scene_folders, split_folders
-from turbotrain_plugin.data.layout import survey
+from turbotrain_plugin.data.layout import check_root, survey
 from turbotrain_plugin.data.root_stats import RootStats
 from turbotrain_plugin.data.tracks import union_labels
 from turbotrain_plugin.data.vector_map import read_map
@@ -104,6 +104,8 @@ def browse(
         raise UserError(f"--step must be at least 1. Found {step}.")
     if not around_m > 0:
         raise UserError(f"--around must be a distance above 0 m. Found {around_m:g}.")
+    for root in roots:
+        check_root(root)
     reader = find_reader(roots)
     found = _scene(roots, reader, scene)
     frames = sorted({f for agent in found.agents.values() for f in agent.cloud_frames})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,65 @@ import yaml
 
 from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.stages import network_config, stage_behind
+from turbotrain_plugin.engine.stages import PRETRAIN, network_config, stage_behind
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.reporting import results_csv, results_table
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    """A trained network and what it is measured on.
+
+    Attributes:
+        config: The run's configuration.
+        measured: The same, as the stage that the weights are of has it.
+        network: On its device, weights loaded.
+        dataset: Samples of the split.
+        weights: Where the weights come from.
+    """
+
+    config: RunConfig
+    measured: RunConfig
+    network: CooperativeNetwork
+    dataset: CooperativeDataset
+    weights: Path
+
+
+def open_run(
+    folder: Path,
+    *,
+    device: torch.device,
+    split: str,
+    epoch: int | None,
+    overrides: Sequence[str],
+) -> OpenedRun:
+    """Load a run's network and open the data of a split; arguments as for ``evaluate_run``.
+
+    Raises:
+        UserError: When the folder holds no run, or one that has only pretrained.
+    """
+    config = exchange.shared(lambda: _config_of(folder, overrides))
+    prepare_torch(config)
+    weights = exchange.shared(lambda: checkpoints.find_weights(folder, epoch))
+    state = exchange.shared(lambda: checkpoints.load(weights))
+    stage = exchange.shared(lambda: stage_behind(state, config, folder))
+    if stage.kind == PRETRAIN:
+        raise UserError(
+            f"{weights}: pretrained so far, there is nothing to evaluate; draw what it "
+            f"rebuilds with `opencood visualize {folder} --pretrain`."
+        )
+    measured = network_config(config, stage)
+    dataset = exchange.main_first(lambda: build_dataset(measured, split, "evaluate"))
+    network = build_network(measured, dataset)
+    checkpoints.load_weights(network, checkpoints.model_weights(state), weights)
+    return OpenedRun(config, measured, network.to(device), dataset, weights)
 
 
 def evaluate_run(
@@ -50,24 +102,16 @@ def evaluate_run(
     Raises:
         UserError: When the folder holds no run, or ``out`` cannot be made.
     """
-    config = exchange.shared(lambda: _config_of(folder, overrides))
-    prepare_torch(config)
-    weights_file = exchange.shared(lambda: checkpoints.find_weights(folder, epoch))
+    run = open_run(folder, device=device, split=split, epoch=epoch, overrides=overrides)
+    config, dataset = run.config, run.dataset
     stages = exchange.shared(lambda: _stage_records(folder))
-    out = exchange.shared(lambda: _made(out or (folder if split == "test" else folder / split)))
-    state = exchange.shared(lambda: checkpoints.load(weights_file))
-    stage = exchange.shared(lambda: stage_behind(state, config, folder))
-    measured = network_config(config, stage)
-    dataset = exchange.main_first(lambda: build_dataset(measured, split, "evaluate"))
-    network = build_network(measured, dataset)
-    checkpoints.load_weights(network, checkpoints.model_weights(state), weights_file)
-    network.to(device)
-    LOG.info("evaluating %s on %d samples of %s", weights_file, len(dataset), dataset.split)
+    out = exchange.shared(lambda: output_folder(folder, split, out))
+    LOG.info("evaluating %s on %d samples of %s", run.weights, len(dataset), dataset.split)
     with Progress("evaluate", -(-len(dataset) // process_count())) as progress:
         evaluated = evaluate_network(
-            network,
+            run.network,
             dataset,
-            measured,
+            run.measured,
             draw=config.turbotrain.evaluation.pictures,
             on_sample=progress.advance,
         )
@@ -103,7 +147,21 @@ def _stage_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _made(out: Path) -> Path:
+def output_folder(folder: Path, split: str, out: Path | None) -> Path:
+    """Return where an evaluation writes, made: see ``evaluate_run``.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
+    return made_folder(out or (folder if split == "test" else folder / split))
+
+
+def made_folder(out: Path) -> Path:
+    """Return a folder that exists from now on.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,7 +17,9 @@ from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.evaluate import evaluate_run
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.records import LOG, make_run_folder, write_text
+from turbotrain_plugin.engine.stages import PRETRAIN, stages_of
 from turbotrain_plugin.engine.trainer import Trainer
+from turbotrain_plugin.engine.visualize import VisualizeRequest, visualize_run
 from turbotrain_plugin.errors import UserError
 
 _MAY_CHANGE: Final = (
@@ -69,7 +71,7 @@ class _Plan:
     """
 
     config: RunConfig
-    overrides: tuple[str, ...]
+    overrides: list[str]
     folder: Path | None
     resume: bool
 
@@ -89,14 +91,15 @@ def train(request: TrainRequest) -> int:
 def _train(request: TrainRequest, device: torch.device) -> int:
     plan = exchange.shared(lambda: _plan(request))
     if plan.folder is None:
-        if exchange.is_main():
-            dry_run(plan.config, device)
+        if process_count() > 1:
+            raise UserError("--dry-run measures one process; start it without a launcher.")
+        dry_run(plan.config, device)
         return 0
     LOG.info("run folder %s, device %s", plan.folder, device)
     go_on = f"Go on with:  opencood train --resume --model_dir {plan.folder}"
     try:
         Trainer(plan.config, plan.folder, device).run(resume=plan.resume)
-        evaluate_run(plan.folder, device=device, overrides=plan.overrides)
+        _show(plan.config, plan.folder, device, plan.overrides)
     except Interrupted as stop:
         LOG.warning("%s: state saved. %s", stop, go_on)
         return stop.exit_code
@@ -125,7 +128,7 @@ def _plan(request: TrainRequest) -> _Plan:
     else:
         config = load_hypes(request.hypes, overrides)
     if request.dry_run:
-        return _Plan(config, tuple(overrides), None, resume=False)
+        return _Plan(config, overrides, None, resume=False)
     resume = folder is not None and (folder / checkpoints.LAST).is_file()
     if request.resume and not resume:
         raise UserError(f"{folder}: nothing to resume, there is no {checkpoints.LAST}.")
@@ -133,7 +136,18 @@ def _plan(request: TrainRequest) -> _Plan:
         folder = make_run_folder(config)
     elif not resume:
         write_text(folder / "config.yaml", to_yaml(config))  # as overridden, for whoever goes on
-    return _Plan(config, tuple(overrides), folder, resume)
+    return _Plan(config, overrides, folder, resume)
+
+
+def _show(config: RunConfig, folder: Path, device: torch.device, overrides: Sequence[str]) -> None:
+    """Measure what was trained; of a run that only pretrains, draw what it rebuilds."""
+    if stages_of(config)[-1].kind != PRETRAIN:
+        evaluate_run(folder, device=device, overrides=overrides)
+        return
+    if not exchange.is_main():
+        return
+    visualize_run(VisualizeRequest(folder, pretrain=True, device=device, overrides=overrides))
+    LOG.info("start a run from it:  -o turbotrain.pretrain.init=%s", folder)
 
 
 def _existing_folder(request: TrainRequest) -> Path | None:

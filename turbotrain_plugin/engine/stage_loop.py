@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 
 from turbotrain_plugin.balancing.processes import process_count
-from turbotrain_plugin.data import CooperativeDataset, make_loader
+from turbotrain_plugin.data import BatchLoader, CooperativeDataset, make_loader
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
+from turbotrain_plugin.engine.collapse import warn_of_collapse
 from turbotrain_plugin.engine.freezing import freeze
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
@@ -25,7 +26,7 @@ from turbotrain_plugin.engine.records import (
     finite,
     mean,
 )
-from turbotrain_plugin.engine.stages import FINETUNE, Stage
+from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage
 from turbotrain_plugin.engine.steps import (
     Learner,
     StepResult,
@@ -62,6 +63,7 @@ class StageLoop:
         fp16_on_gpu = self._block.amp == "fp16" and context.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self.position = Position()
+        self._waited_s = 0.0
         self._generator = torch.Generator(device=context.device)
         self.batches_per_epoch: Final = len(self._loader(0, 0))
         if stage.balance is not None:
@@ -85,7 +87,7 @@ class StageLoop:
         done = -(-self.position.batch // self._block.accumulate)
         return self.position.epoch * self.steps_per_epoch + done
 
-    def _loader(self, epoch: int, start_batch: int) -> Any:  # noqa: ANN401 - sized iterable
+    def _loader(self, epoch: int, start_batch: int) -> BatchLoader:
         return make_loader(
             self._train_set,
             batch_size=self.stage.batch_size,
@@ -122,7 +124,8 @@ class StageLoop:
 
     def _epoch(self, progress: Progress) -> None:
         position = self.position
-        begin = time.monotonic()
+        start = begin = time.monotonic()
+        waited_s = 0.0
         for batches in self._groups():
             result = self._step(batches)
             now = time.monotonic()
@@ -130,7 +133,8 @@ class StageLoop:
             position.batch += len(batches)
             position.stage_step += 1
             position.global_step += 1
-            self._record(result, now - begin)
+            self._record(result, now - begin, self._waited_s - waited_s)
+            waited_s = self._waited_s
             progress.advance(
                 f"epoch {position.epoch + 1}/{self.stage.epoches}  "
                 + "  ".join(f"{name} {value:.3f}" for name, value in result.tasks.items())
@@ -138,6 +142,13 @@ class StageLoop:
             )
             begin = now
             self._after_step()
+        share = waited_s / max(time.monotonic() - start, 1e-9)
+        LOG.info(
+            "%s epoch %d: %.0f %% of the time was spent waiting for data",
+            self.stage.name,
+            position.epoch + 1,
+            100 * share,
+        )
         validation_set = self._validation_set if self._validation_due() else None
         if validation_set is not None:
             self.save()  # a validation may be long: whoever stops it goes on right before it
@@ -147,12 +158,16 @@ class StageLoop:
         if self.stage.kind == FINETUNE:
             self._keep_epoch()
         self.save()
+        if self.stage.kind == PRETRAIN and position.epoch == 1 and exchange.is_main():
+            warn_of_collapse(self._context.folder, self.stage.name)
         self._stop_if_asked()
 
     def _groups(self) -> Iterator[list[Batch]]:
         """Yield the batches of each optimiser step of what is left of the epoch."""
         group: list[Batch] = []
-        for batch in self._loader(self.position.epoch, self.position.batch):
+        loader = self._loader(self.position.epoch, self.position.batch)
+        for batch in loader:
+            self._waited_s = loader.waited_s
             group.append(batch)
             if len(group) == self._block.accumulate:
                 yield group
@@ -181,12 +196,14 @@ class StageLoop:
             generator=self._generator,
         )
 
-    def _record(self, result: StepResult, seconds: float) -> None:
+    def _record(self, result: StepResult, seconds: float, waited_s: float) -> None:
         if self._context.log is not None:
-            self._write_record(self._context.log, result, seconds)
+            self._write_record(self._context.log, result, seconds, waited_s)
         self._count(result)
 
-    def _write_record(self, log: MetricsLog, result: StepResult, seconds: float) -> None:
+    def _write_record(
+        self, log: MetricsLog, result: StepResult, seconds: float, waited_s: float
+    ) -> None:
         position = self.position
         line: dict[str, Any] = {
             "stage": self.stage.name,
@@ -200,6 +217,7 @@ class StageLoop:
             "balanced": bool(result.record is not None and result.record.balanced),
             "taken": result.taken,
             "seconds": round(seconds, 4),
+            "data_wait": round(waited_s / max(seconds, 1e-9), 4),
         }
         if result.record is not None and result.record.measured:
             line |= balance_line(result.record, self.balancer.window_of(result.record))

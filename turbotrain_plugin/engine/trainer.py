@@ -12,6 +12,7 @@ from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.initial import start_from
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import check_methods
 from turbotrain_plugin.engine.position import Position, RunContext
@@ -138,16 +139,20 @@ class Trainer:
         return FinetuneLearner(network, self._config.loss.args, teacher)
 
     def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
+        keys = self._config.turbotrain.pretrain
+        named = {name: getattr(network, name) for name in stage.carries}
+        modules = {name: module for name, module in named.items() if module is not None}
+        if stage.init:
+            start_from(stage.init, network, modules, keys)
         if stage.starts_from is None:
             return
         source = checkpoints.stage_weights(self._folder, stage.starts_from)
         state = exchange.shared(lambda: checkpoints.load(source))
-        modules = {name: getattr(network, name) for name in stage.carries}
         report = transfer_weights(
             checkpoints.model_weights(state),
             network,
-            min_coverage=self._config.turbotrain.pretrain.min_coverage,
-            modules={name: module for name, module in modules.items() if module is not None},
+            min_coverage=keys.min_coverage,
+            modules=modules,
         )
         LOG.info("%s", report.table())
 

@@ -68,6 +68,8 @@ class EvaluationProtocol:
         epa_alpha: Weight of a false positive in EPA.
         epa_gt: Objects EPA counts.
         count_empty_frames: Whether false positives of samples without objects count.
+        disturbances: Latency, pose noise and losses of neighbours' messages, if any.
+        label_repairs: Flaws of the labels that were mended, if any.
         n_samples: Samples evaluated.
         split_sha256: Hash of their sorted keys, see `split_hash`.
     """
@@ -105,6 +107,8 @@ class EvaluationProtocol:
     epa_alpha: float
     epa_gt: str
     count_empty_frames: bool
+    disturbances: str | None = None
+    label_repairs: str | None = None
     n_samples: int = 0
     split_sha256: str = ""
 
@@ -162,7 +166,36 @@ def protocol_of(config: RunConfig, range_m: tuple[float, ...]) -> EvaluationProt
         epa_alpha=settings.epa_alpha,
         epa_gt=settings.epa_gt,
         count_empty_frames=settings.count_empty_frames,
+        disturbances=_disturbances(config),
+        label_repairs=_repairs(config),
     )
+
+
+def _disturbances(config: RunConfig) -> str | None:
+    wild, drop_out = config.wild_setting, config.turbotrain.data.drop_out
+    parts = []
+    if wild.async_ and wild.async_mode == "sim" and wild.async_overhead:
+        parts.append(f"latency {wild.async_overhead:g} ms, whole frames of 100 ms")
+    if wild.async_ and wild.async_mode == "real":
+        sent_ms = 1000 * wild.data_size / wild.transmission_speed + wild.backbone_delay
+        parts.append(
+            f"latency {sent_ms:g} ms and up to {wild.async_overhead:g} ms more, whole frames of "
+            "100 ms"
+        )
+    if wild.loc_err and (wild.xyz_std or wild.ryp_std):
+        parts.append(f"pose noise {wild.xyz_std:g} m, yaw {wild.ryp_std:g} deg")
+    if drop_out:
+        parts.append(f"{drop_out:g} of the messages lost")
+    return "; ".join([*parts, f"seed {wild.seed}"]) if parts else None
+
+
+def _repairs(config: RunConfig) -> str | None:
+    repair = config.turbotrain.data.repair
+    parts = ["reversed tracks turned"] * repair.heading_flips
+    parts += ["ids of one object merged"] * repair.duplicate_ids
+    if repair.fill_gaps_s:
+        parts.append(f"gaps up to {repair.fill_gaps_s:g} s filled")
+    return "; ".join(parts) or None
 
 
 def split_hash(keys: Iterable[SampleKey]) -> str:

@@ -78,6 +78,8 @@ _PROTOCOL: Final = (
     ("miss_m", "miss above {} m"),
     ("epa_alpha", "EPA alpha {}"),
     ("epa_gt", "EPA objects {}"),
+    ("disturbances", "disturbed: {}"),
+    ("label_repairs", "labels repaired: {}"),
     ("n_samples", "{} samples"),
 )
 """What of the protocol is said under a table, in order; all of it is in ``protocol.yaml``."""

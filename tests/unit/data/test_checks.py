@@ -95,8 +95,8 @@ def test_wrong_poses_do_not(change: list[float], least: float) -> None:
 def test_what_one_agent_cannot_see_is_no_disagreement() -> None:
     """Each in a closed room of its own: rays end before what the other sees."""
     here, there = view(1, ONE), view(2, TWO)
-    rooms = [one._replace(xyz=one.xyz * 0.1) for one in (here, there)]
-    assert seen_through(*rooms, NO_BOXES) is None
+    small, other = (one._replace(xyz=one.xyz * 0.1) for one in (here, there))
+    assert seen_through(small, other, NO_BOXES) is None
     assert seen_through(here, there._replace(xyz=there.xyz[:0]), NO_BOXES) is None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.helpers.made_clips import OPTIONS
 from tests.helpers.made_formats import OPV2V_SCENE, ascii_pcd, write_opv2v, write_v2v4real
@@ -190,6 +191,22 @@ def test_two_ids_of_one_car_are_told(tmp_path: Path) -> None:
     assert any("objects 7 and 70 are in one place" in one.message for one in report.findings)
 
 
+def test_staircase_motion_is_kept_and_measured_over_half_a_second(tmp_path: Path) -> None:
+    """A walker that stands for 0.4 s and hops 0.56 m: 1.4 m/s, whatever two frames say."""
+    root = written(tmp_path, MadeObject(7, (10.0, 3.0, 0.8), raw_type="Pedestrian"), frames=41)
+    held = [10 + 0.14 * 4 * (frame // 4) for frame in range(41)]
+    for frame, x in enumerate(held):
+        path = root / "train" / NAME / "1" / f"{frame:06d}.yaml"
+        path.write_text(path.read_text().replace("- 10.0", f"- {x:.6f}"))
+    walking = dataclasses.replace(OPTIONS, classes=("Pedestrian",), min_points=0)
+    reader = open_root([root])
+    truth = build_sample(reader, reader.scenes[0], 10, walking).truth
+    assert truth is not None
+    np.testing.assert_allclose(truth.futures[0, :, 0], [held[f] for f in (15, 20, 25, 30)])
+    (walker,) = root_stats([root]).classes
+    assert walker.parked == 0
+
+
 # ------------------------------------------------------------------------------- OPV2V and V2XSet
 
 
@@ -202,6 +219,21 @@ def test_files_beside_those_of_opv2v(tmp_path: Path) -> None:
     assert list(reader.scenes[0].agents) == [1, 2, -1, -2]
     assert reader.scenes[0].agents[1].cloud_frames == (34, 35)
     assert reader.scenes[0].split == "test_culvercity"
+
+
+def test_the_pose_of_the_lidar_counts_not_the_predicted_one(tmp_path: Path) -> None:
+    """`predicted_ego_pos` is noisy on purpose, `true_ego_pos` is the car's and not the sensor's."""
+    folder = write_opv2v(tmp_path / "train", junction_scene(OPV2V_SCENE, 1))
+    reader = open_root([tmp_path])
+    expected = reader.read_frame(reader.scenes[0], 1, 34).world_SE3_lidar
+    path = folder / "1" / "000068.yaml"
+    labels = yaml.safe_load(path.read_text())
+    for key in ("predicted_ego_pos", "true_ego_pos"):
+        labels[key] = [99.0] * 6
+    path.write_text(yaml.safe_dump(labels))
+    again = open_root([tmp_path])
+    read = again.read_frame(again.scenes[0], 1, 34).world_SE3_lidar
+    np.testing.assert_array_equal(read, expected)
 
 
 def test_agents_are_actor_ids_and_units_negative(tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from turbotrain_plugin.data.voxelize import inside_range, voxelize, voxelize_cloud
+from turbotrain_plugin.data.voxelize import (
+    _stable_order,
+    inside_range,
+    voxelize,
+    voxelize_cloud,
+)
 from turbotrain_plugin.geometry.grid import BevGrid
 
 GRID = BevGrid(range_m=(-8.0, -4.0, -2.0, 8.0, 4.0, 2.0), voxel_m=(0.5, 0.5, 0.5), stride=4)
@@ -94,3 +99,19 @@ def test_cost_is_linear() -> None:
     seconds(1000)
     # Ten times the points: a quadratic method would need a hundred times as long.
     assert seconds(100_000) < 40 * seconds(10_000)
+
+
+@pytest.mark.parametrize("bits", [1, 15, 16, 17, 31, 33, 48])
+def test_order_of_keys_is_stable_whatever_their_size(bits: int) -> None:
+    """Sixteen bits are sorted at a time: keys of one to three digits, many of them equal."""
+    rng = np.random.default_rng(bits)
+    keys = rng.integers(0, 2**bits, 3000)
+    keys[::3] = keys[0]
+    np.testing.assert_array_equal(_stable_order(keys), np.argsort(keys, kind="stable"))
+    assert _stable_order(keys[:0]).shape == (0,)
+
+
+def test_range_is_compared_in_double_precision() -> None:
+    """-102.4 has no exact float32: the nearest one lies outside, by a millionth."""
+    points = np.array([[-102.4, 0.0, 0.0, 0.0], [-102.39, 0.0, 0.0, 0.0]], np.float32)
+    assert inside_range(points, (-102.4, -40.0, -5.0, 102.4, 40.0, 3.0)).tolist() == [False, True]

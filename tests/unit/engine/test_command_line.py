@@ -21,6 +21,7 @@ VERBS = [
     ["train"],
     ["evaluate"],
     ["inference"],
+    ["visualize"],
     ["data"],
     ["data", "synth"],
     ["data", "verify"],

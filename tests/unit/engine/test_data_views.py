@@ -157,6 +157,14 @@ def test_missing_roots_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("action", ["verify", "stats", "browse", "tree"])
+def test_the_parent_of_a_root_names_it(
+    root: Path, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", action, str(root.parent)]) == 2
+    assert f"this looks like the parent of a root. Give {root}" in capsys.readouterr().err
+
+
 def test_agents_without_the_frame_are_left_out(root: Path, drawn: list[SceneDrawing]) -> None:
     (root / "train" / SCENES[0] / "2" / "000002.bin").unlink()
     look(root)

@@ -128,9 +128,7 @@ def meet(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     for name, value in {**TORCHRUN, "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    level = LOG.level
-    yield lambda store: monkeypatch.setattr(distributed, "_meet", lambda _place: store)
-    LOG.setLevel(level)
+    return lambda store: monkeypatch.setattr(distributed, "_meet", lambda _place: store)
 
 
 def fail(error: Exception) -> Any:  # noqa: ANN401

@@ -41,8 +41,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send SIGTERM to this process when a stage has taken ``step`` steps."""
     record = StageLoop._record
 
-    def recorded(self: StageLoop, result: StepResult, seconds: float) -> None:
-        record(self, result, seconds)
+    def recorded(self: StageLoop, result: StepResult, *times: float) -> None:
+        record(self, result, *times)
         if self.position.stage_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 

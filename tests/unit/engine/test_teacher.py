@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny_run import steps_of, write_hypes
-from turbotrain_plugin.config import RunConfig, load_hypes
+from turbotrain_plugin.config import RunConfig, load_hypes, to_yaml
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import build_dataset, build_network
@@ -209,6 +209,16 @@ def test_a_teacher_of_another_fusion(hypes: Path) -> None:
     other, _ = run(hypes, ["model.args.fusion.core_method=fcooper"])
     config = load_hypes(hypes, [*SHORT, *student(other)])
     with pytest.raises(UserError, match=r"must be a run of early fusion\. Found fcooper"):
+        load_teacher(config, CPU)
+
+
+def test_a_run_that_has_only_pretrained(hypes: Path, tmp_path: Path) -> None:
+    keys = ["turbotrain.strategy=turbotrain", "model.args.fusion.core_method=early"]
+    (tmp_path / "config.yaml").write_text(to_yaml(load_hypes(hypes, keys)), encoding="utf-8")
+    position = {"stage": 0}
+    checkpoints.save(tmp_path / checkpoints.LAST, {"format": 1, "position": position})
+    config = load_hypes(hypes, [*SHORT, *student(tmp_path)])
+    with pytest.raises(UserError, match=r"comes from stage pretrain; finish that run first"):
         load_teacher(config, CPU)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,11 @@ class AgentFrames:
     def has_cloud(self, frame: int) -> bool:
         """Return whether the frame has a point cloud and labels."""
         return _contains(self.cloud_frames, frame)
+
+    def newest_cloud(self, frame: int) -> int | None:
+        """Return the last frame up to ``frame`` that has a point cloud, None before the first."""
+        place = bisect_right(self.cloud_frames, frame)
+        return self.cloud_frames[place - 1] if place else None
 
     def has_labels(self, frame: int) -> bool:
         """Return whether the frame has labels."""
