@@ -104,7 +104,7 @@ class Directions:
             weights = torch.ones(2) if gramian is None else ConflictSuppression().weigh(gramian)
             other = found.update(weights)
             row[source] = {
-                "cosine": float(torch.cosine_similarity(other, update, dim=0)),
+                "cosine": float(torch.cosine_similarity(other.double(), update.double(), dim=0)),
                 "error": float((other - update).norm() / update.norm()),
                 "conflict": gramian is not None and bool(gramian[0, 1] < 0),
             }
