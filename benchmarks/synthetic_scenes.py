@@ -55,7 +55,7 @@ def make(preset: Preset, seed: int, workers: int) -> dict[str, Any]:
 def cpu_seconds() -> float:
     """Return user and system time of this process and of its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return float(sum(usage.ru_utime + usage.ru_stime for usage in usages))
 
 
 def peak_rss_mb() -> float:
@@ -96,7 +96,7 @@ def extrapolated(preset: Preset, single: dict[str, dict[str, Any]], workers: int
     counts = Counter(preset.layout_of(number) for number in range(sum(preset.scenes)))
 
     def total(key: str) -> float:
-        return sum(count * single[layout][key] for layout, count in counts.items())
+        return float(sum(count * single[layout][key] for layout, count in counts.items()))
 
     clouds = sum(count * single[name]["megabytes"]["bin"] for name, count in counts.items())
     frames = len(range(0, preset.frames, preset.cloud_stride))
