@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from turbotrain_plugin.reporting.style import CYCLE, new_figure, save
 from turbotrain_plugin.reporting.tables import (
-    _aligned,
-    _comparison,
+    aligned,
+    comparison,
     protocol_line,
     results_csv,
 )
@@ -31,8 +31,8 @@ def sweep_table(document: Mapping[str, Any]) -> str:
     blocks = []
     for sweep in document["sweeps"]:
         named = [{**row, "name": f"{row['value']:g}"} for row in sweep["rows"]]
-        header, *rows = _comparison(named)
-        blocks.append(_aligned([[_label(sweep), *header[1:]], *rows]))
+        header, *rows = comparison(named)
+        blocks.append(aligned([[_label(sweep), *header[1:]], *rows]))
     return "\n\n".join([*blocks, protocol_line(document)])
 
 

@@ -26,12 +26,12 @@ def results_table(*results: Results) -> str:
         text = "\n\n".join(aligned(block) for block in blocks if len(block) > 1)
         counts = _wrapped(_counts(results[0]))
         return "\n\n".join(part for part in (text, counts, protocols) if part)
-    return aligned(_comparison(results)) + "\n\n" + protocols
+    return aligned(comparison(results)) + "\n\n" + protocols
 
 
 def results_markdown(*results: Results) -> str:
     """Return a Markdown table with one row per result, and the protocol under it."""
-    header, *rows = _comparison(results)
+    header, *rows = comparison(results)
     lines = [_markdown_row(header), "|---|" + "---:|" * (len(header) - 1)]
     lines += [_markdown_row(row) for row in rows]
     return "\n".join([*lines, "", _protocols(results)]) + "\n"
@@ -184,7 +184,8 @@ def _counts(results: Results) -> str:
 # --------------------------------------------------------------------------------- several results
 
 
-def _comparison(results: Sequence[Results]) -> list[list[str]]:
+def comparison(results: Sequence[Results]) -> list[list[str]]:
+    """Return a header and one row of cells per result."""
     thresholds = _thresholds(results)
     header = ["run", *(f"AP@{name} %" for name in thresholds)]
     header += [f"AP@{name} % (OpenCOOD)" for name in thresholds]

@@ -174,7 +174,7 @@ def test_a_step_that_the_balancer_refuses_is_not_called_taken() -> None:
     )
     record = BalanceRecord(step=0, balanced=True, skipped="the Gramian overflows")
 
-    def refuse(closure: None = None) -> None:  # noqa: ARG001
+    def refuse(closure: object = None) -> None:  # noqa: ARG001
         balancer.last_record = record
 
     balancer.step = refuse  # type: ignore[method-assign]
