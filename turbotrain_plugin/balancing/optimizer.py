@@ -29,7 +29,7 @@ from turbotrain_plugin.balancing.methods import method_named
 from turbotrain_plugin.balancing.probe import Probe
 from turbotrain_plugin.balancing.processes import average_losses, process_count
 from turbotrain_plugin.balancing.records import BalanceRecord, BalanceWindow
-from turbotrain_plugin.balancing.schedule import HybridSchedule, Schedule, ScheduleWarning
+from turbotrain_plugin.balancing.schedule import Schedule, ScheduleWarning, schedule_named
 from turbotrain_plugin.balancing.sharing import SharedParameters
 from turbotrain_plugin.balancing.sources import LOW_MEMORY
 from turbotrain_plugin.balancing.wrapper import OptimizerWrapper
@@ -47,7 +47,7 @@ class GradientBalancer(OptimizerWrapper):
     A free step is one backward pass of the plain sum of the losses. A balanced step takes the
     gradient of every task on its own, lets ``method`` weigh them over the shared parameters (those
     that two or more losses reach) and leaves all others with their ordinary gradient. Steps follow
-    a schedule, :class:`HybridSchedule` unless another is given; all micro-batches of one step
+    a schedule, ``hybrid`` unless another is given; all micro-batches of one step
     (``backward`` called several times before ``step``) are of one kind, and the decision is taken
     over their summed gradients. Only the sources ``cut`` and ``feature`` have to weigh what lies
     below their cut before the next micro-batch comes: there each is weighed by what had been
@@ -81,8 +81,8 @@ class GradientBalancer(OptimizerWrapper):
         source: Where the gradients of the tasks come from, see ``sources.py``: ``exact_low_memory``
             (``exact`` where torch is too old for it), ``exact``, ``cut`` or ``feature``.
         cut: Name patterns of the parameters below the cut of source ``cut``.
-        schedule: Which steps are balanced; takes the place of ``free_steps`` and
-            ``balance_steps``.
+        schedule: Which steps are balanced: a name in ``SCHEDULES`` (``after_warmup`` reads its
+            warm-up from ``free_steps``), or a schedule, which takes the place of both numbers.
         args: Arguments of the method called ``method``; those left out have its defaults.
         probe_every: Every such free step is measured, without altering it (0: none); see
             ``probe.py``.
@@ -96,8 +96,8 @@ class GradientBalancer(OptimizerWrapper):
         probe_window: The same over its probed free steps.
 
     Raises:
-        UserError: If the method is unknown or its arguments do not fit, the schedule is negative
-            or a pattern matches nothing.
+        UserError: If method or schedule are unknown, their arguments do not fit, or a pattern
+            matches nothing.
         ValueError: If ``optimizer`` is no torch optimiser, names are needed and missing, or the
             source is unknown.
     """
@@ -113,14 +113,19 @@ class GradientBalancer(OptimizerWrapper):
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
         source: str = LOW_MEMORY,
         cut: str | Sequence[str] = ("encoder",),
-        schedule: Schedule | None = None,
+        schedule: Schedule | str = "hybrid",
         args: Mapping[str, Any] | None = None,
         probe_every: int = 0,
         modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(optimizer)
         self.method = method_named(method, args or {}) if isinstance(method, str) else method
-        self.schedule = HybridSchedule(free_steps, balance_steps) if schedule is None else schedule
+        if isinstance(schedule, str):
+            free, balanced = free_steps, balance_steps
+            schedule = schedule_named(
+                schedule, free_steps=free, balance_steps=balanced, warmup_steps=free
+            )
+        self.schedule = schedule
         self.last_record: BalanceRecord | None = None
         self.window = BalanceWindow()
         self.probe_window = BalanceWindow()

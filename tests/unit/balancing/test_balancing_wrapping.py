@@ -247,6 +247,26 @@ def test_other_schedules_survive_a_resume(
         assert train(model, balancer, inputs, 6 - stop) == records[stop:]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hybrid", [0, 0, 1, 0, 0, 1]),
+        ("every_step", [1] * 6),
+        ("never", [0] * 6),
+        ("after_warmup", [0, 0, 1, 1, 1, 1]),
+    ],
+)
+def test_a_schedule_goes_by_its_name(
+    make_model: MakeModel, inputs: Tensor, name: str, expected: list[int]
+) -> None:
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    balancer = GradientBalancer(sgd, schedule=name, free_steps=2, balance_steps=1)
+    assert [int(r.balanced) for r in train(model, balancer, inputs, 6)] == expected
+    with pytest.raises(UserError, match=r"no balancing schedule 'sometimes'.*every_step"):
+        GradientBalancer(sgd, schedule="sometimes")
+
+
 def test_copies_are_independent(
     make_model: MakeModel, make_balancer: MakeBalancer, inputs: Tensor
 ) -> None:
