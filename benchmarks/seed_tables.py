@@ -201,8 +201,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("logs/seed_tables"))
     parser.add_argument("--results", type=Path, help="folder of the result files (default: OUT)")
     options = parser.parse_args()
-    common = budget(options.epoches, tuple(options.cycle))
-    common.append(f"test_dir={test_scenes(options.out)}")
+    length = budget(options.epoches, tuple(options.cycle))
+    common = [*length, f"test_dir={test_scenes(options.out)}"]
     folders = {
         (name, row.label, seed): prepare(row, seed, common, options.out)
         for seed in options.seeds
@@ -220,7 +220,7 @@ def main() -> None:
             for row in TABLES[name]
         }
         lines = table(TABLES[name], results)
-        config = {"seeds": options.seeds, "common": common, "test_seed": TEST_SEED}
+        config = {"seeds": options.seeds, "common": length, "test_seed": TEST_SEED}
         config["rows"] = {r.label: [r.hypes, *r.overrides] for r in TABLES[name]}
         place = options.results or options.out
         path = write_result(place, f"seeds_{name}", config, {"rows": lines})
