@@ -83,6 +83,8 @@ def explain(codes: dict[int, int]) -> int:
     Args:
         codes: Rank -> exit code of the processes that failed; minus the signal that ended it.
     """
+    if USER_ERROR in codes.values():  # the launcher then ends the others by a signal
+        return USER_ERROR
     killed = {rank: -code for rank, code in codes.items() if code < 0}
     if killed:
         rank, number = next(iter(killed.items()))
@@ -93,7 +95,7 @@ def explain(codes: dict[int, int]) -> int:
             signal.Signals(number).name,
         )
         return 128 + number
-    for code in (USER_ERROR, *_STOPPED):
+    for code in _STOPPED:
         if code in codes.values():
             return code
     LOG.error("error: processes %s failed; their own words are above.", sorted(codes))

@@ -182,6 +182,7 @@ def test_which_errors_mean_that_a_process_is_gone() -> None:
     [
         ({0: 1, 1: -9}, 137, "process 1 was killed by SIGKILL"),
         ({0: 2, 1: 1}, 2, ""),
+        ({0: 2, 1: -15}, 2, ""),
         ({1: 143}, 143, ""),
         ({0: 1}, 1, "processes [0] failed"),
     ],
