@@ -44,6 +44,20 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.hosts import command
+
+    if command.is_for_host(options.hypes, options.model_dir):
+        return command.train(
+            command.HostRequest(
+                hypes=options.hypes,
+                model_dir=options.model_dir,
+                resume=options.resume,
+                overrides=options.overrides,
+                device=options.device,
+                seed=options.seed,
+                half=options.half,
+            )
+        )
     from turbotrain_plugin.engine.run import TrainRequest, train
 
     return train(

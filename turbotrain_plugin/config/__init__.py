@@ -10,11 +10,13 @@ from turbotrain_plugin.config.data import (
     TargetArgs,
     TrainParams,
 )
+from turbotrain_plugin.config.host import HostBlock, HostKeys, HostModules, HostPretrain
 from turbotrain_plugin.config.hypes import (
     difference,
     explain,
     find_hypes,
     load_hypes,
+    load_tree,
     shipped_hypes,
     shipped_hypes_dir,
     to_plain,
@@ -54,6 +56,10 @@ __all__ = [
     "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",
+    "HostBlock",
+    "HostKeys",
+    "HostModules",
+    "HostPretrain",
     "LoggingConfig",
     "LossArgs",
     "MapConfig",
@@ -79,6 +85,7 @@ __all__ = [
     "explain",
     "find_hypes",
     "load_hypes",
+    "load_tree",
     "shipped_hypes",
     "shipped_hypes_dir",
     "to_plain",

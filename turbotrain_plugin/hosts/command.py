@@ -1,0 +1,76 @@
+"""Which command lines are a host's, and what they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbotrain_plugin.config import load_tree
+from turbotrain_plugin.hosts.hypes import describes_host, read
+from turbotrain_plugin.structures import UserError
+
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class HostRequest:
+    """The options of ``opencood train`` that a host's run knows.
+
+    Attributes:
+        hypes: Hypes file, or None when a run folder says everything.
+        model_dir: Run folder to continue or start in.
+        resume: Insist on continuing.
+        overrides: ``key=value`` entries.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        seed: Takes the place of ``turbotrain.host.seed``.
+        half: Mixed precision.
+    """
+
+    hypes: str | None
+    model_dir: Path | None
+    resume: bool
+    overrides: Sequence[str]
+    device: str
+    seed: int | None
+    half: bool
+
+
+def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
+    """Return whether a command line is about a host's model; a wrong one is left to its verb."""
+    file: str | Path | None = model_dir / CONFIG if model_dir is not None else hypes
+    if model_dir is not None and not (model_dir / CONFIG).is_file():
+        file = hypes
+    if file is None:
+        return False
+    try:
+        return describes_host(load_tree(file))
+    except UserError:
+        return False
+
+
+def train(request: HostRequest) -> int:
+    """Run ``opencood train`` of a host's hypes file; return the exit code.
+
+    Raises:
+        UserError: On anything the user can mend.
+    """
+    from turbotrain_plugin.engine import checkpoints
+    from turbotrain_plugin.engine.assembly import pick_device
+    from turbotrain_plugin.hosts.run import train_host
+
+    folder = request.model_dir
+    own = folder / CONFIG if folder is not None else None
+    file = own if own is not None and own.is_file() else request.hypes
+    if file is None:
+        raise UserError("opencood train needs --hypes FILE, or --model_dir DIR to go on.")
+    if request.resume and (folder is None or not (folder / checkpoints.LAST).is_file()):
+        raise UserError(
+            f"{folder or 'a host run'}: nothing to resume; give the run folder with --model_dir "
+            f"DIR, in which there is a {checkpoints.LAST}."
+        )
+    overrides = list(request.overrides)
+    if request.half:
+        overrides.append("turbotrain.amp=bf16")
+    hypes = read(file, overrides, request.seed)
+    return train_host(hypes, folder, pick_device(request.device))
