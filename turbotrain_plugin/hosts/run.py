@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
 from turbotrain_plugin.config import BalanceConfig
 from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import derive_seed
@@ -35,8 +36,6 @@ from turbotrain_plugin.hosts.learner import TaskLearner
 from turbotrain_plugin.hosts.loop import HostLoop, HostPosition, HostRun, HostStage
 from turbotrain_plugin.hosts.session import Session, enter
 from turbotrain_plugin.structures import UserError
-
-_LOADERS: Final = {"drop_last": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +207,18 @@ def _balancer(
     schedule = schedule_of(keys, total_steps)
     for warning in schedule.warnings(total_steps):
         LOG.warning("%s", warning)
-    return GradientBalancer(
-        optimizer,
-        method=keys.method,
-        schedule=schedule,
-        shared=keys.shared or None,
-        named_parameters=list(model.named_parameters()),
-        source=keys.source,
-        cut=keys.cut,
-        args=keys.args.of(keys.method),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)  # said above, with the run's length
+        return GradientBalancer(
+            optimizer,
+            method=keys.method,
+            schedule=schedule,
+            shared=keys.shared or None,
+            named_parameters=list(model.named_parameters()),
+            source=keys.source,
+            cut=keys.cut,
+            args=keys.args.of(keys.method),
+        )
 
 
 # --------------------------------------------------------------------------------------- evaluation
