@@ -36,7 +36,7 @@ def write_frames(root: Path, *, scenes: int, frames: int, seed: int = 0) -> Path
     return root
 
 
-def host_hypes(data: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - YAML values
+def host_hypes(data: Path, **changes: object) -> dict[str, Any]:
     """Return the hypes of the fake host's model; ``turbotrain`` is a change like any other."""
     return {
         "name": "tiny",

@@ -19,7 +19,7 @@ BLOCK: dict[str, Any] = {
 }
 
 
-def train(frames: Path, folder: Path, **changes: Any) -> Path:
+def train(frames: Path, folder: Path, **changes: object) -> Path:
     """Train in ``folder`` and return it."""
     folder.mkdir(exist_ok=True)
     hypes = write_hypes(folder / "config.yaml", host_hypes(frames, **changes))
@@ -91,12 +91,12 @@ def test_resume_after_a_kill_ends_equal(
     taken = loop.take_step
     count = 0
 
-    def die(*args: Any, **kwargs: Any) -> Any:
+    def die(*args: object) -> object:
         nonlocal count
         count += 1
         if count == 6:
             raise KeyboardInterrupt
-        return taken(*args, **kwargs)
+        return taken(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "take_step", die)
     broken.mkdir()
