@@ -16,6 +16,7 @@ from pathlib import Path
 
 import turbotrain_plugin
 from turbotrain_plugin.cli.data import add_data
+from turbotrain_plugin.cli.host import add_host
 from turbotrain_plugin.cli.hypes import add_config
 from turbotrain_plugin.cli.training import add_evaluate, add_train
 from turbotrain_plugin.errors import UserError
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=turbotrain_plugin.__version__)
     parser.add_argument("--verbose", action="store_true", help="say more, show warnings")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_train, add_evaluate, add_data, add_config):
+    for add in (add_train, add_evaluate, add_data, add_host, add_config):
         add(verbs)
     doctor = verbs.add_parser("doctor", help="check this machine and say what to fix")
     doctor.set_defaults(run=_doctor)
@@ -88,5 +89,6 @@ def _program() -> str:
 
 def _doctor(_options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.doctor import examine
+    from turbotrain_plugin.hosts.doctor import host_findings
 
-    return examine()
+    return examine([host_findings])

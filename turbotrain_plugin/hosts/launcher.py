@@ -37,7 +37,7 @@ LOSS: Final = "turbotrain_balanced"
 
 
 @contextmanager
-def registered(session: Session, log_dir: Path) -> Iterator[None]:
+def registered(session: Session, log_dir: Path | None) -> Iterator[None]:
     """Make our model and loss known to the host, and keep its runs out of the checkout.
 
     The host looks names up in modules below ``opencood.models`` and ``opencood.loss``, and reaches
@@ -45,7 +45,7 @@ def registered(session: Session, log_dir: Path) -> Iterator[None]:
 
     Args:
         session: The host.
-        log_dir: Where run folders are made.
+        log_dir: Where run folders are made; None: where the host makes them.
     """
     utils = session.modules.train_utils
     make_loss, make_model = utils.create_loss, utils.create_model
@@ -73,12 +73,12 @@ def registered(session: Session, log_dir: Path) -> Iterator[None]:
         f"{PACKAGE}.models.{MODEL}": StandIn(MODEL, {"TurbotrainDetector": TurbotrainDetector}),
         f"{PACKAGE}.loss.{LOSS}": StandIn(LOSS, {"TurbotrainBalanced": TurbotrainBalanced}),
     }
-    replaced = {
-        "create_model": create_model,
-        "create_loss": create_loss,
-        "setup_train": functools.partial(setup_train, log_dir=log_dir),
-    }
-    with modules(dict(ours)), attributes(utils, replaced), attributes(os, {"system": _no_shell}):
+    replaced: dict[str, object] = {"create_model": create_model, "create_loss": create_loss}
+    shell: dict[str, object] = {}
+    if log_dir is not None:
+        replaced["setup_train"] = functools.partial(setup_train, log_dir=log_dir)
+        shell["system"] = _no_shell
+    with modules(dict(ours)), attributes(utils, replaced), attributes(os, shell):
         yield
 
 

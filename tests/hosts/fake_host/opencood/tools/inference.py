@@ -1,7 +1,5 @@
 """Inference of a run folder."""
 
-from __future__ import annotations
-
 import argparse
 
 import torch

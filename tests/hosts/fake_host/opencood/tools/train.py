@@ -1,7 +1,5 @@
 """The loop of the contract: nothing of it can be configured, as in the hosts."""
 
-from __future__ import annotations
-
 import argparse
 import statistics
 
