@@ -26,6 +26,8 @@ class RealHost:
         hypes: Path below ``opencood/hypes_yaml``.
         shrink: Makes the hypes small.
         network: Keys of our detector that differ.
+        clouds: ``pcd`` or ``bin``.
+        seed: What its train.py seeds with, where it does.
     """
 
     name: str
@@ -33,6 +35,8 @@ class RealHost:
     hypes: str
     shrink: Callable[[dict[str, Any]], None]
     network: dict[str, Any] = field(default_factory=dict)
+    clouds: str = "pcd"
+    seed: int = 5
 
     @property
     def root(self) -> Path | None:
@@ -40,9 +44,10 @@ class RealHost:
         value = os.environ.get(self.variable)
         return Path(value).resolve() if value else None
 
-    def small_hypes(self, data: Path, epoches: int) -> dict[str, Any]:
-        """Return the host's own hypes over ``data``, on a small range."""
+    def small_hypes(self, scenes: dict[str, Path], epoches: int) -> dict[str, Any]:
+        """Return the host's own hypes over the scenes, on a small range."""
         assert self.root is not None
+        data = scenes[self.clouds]
         hypes = read_hypes(self.root / "opencood" / "hypes_yaml" / self.hypes)
         hypes["root_dir"], hypes["validate_dir"] = str(data / "train"), str(data / "validate")
         hypes["test_dir"] = str(data / "validate")
@@ -69,18 +74,64 @@ def _few_layers(hypes: dict[str, Any]) -> None:
     set_everywhere(hypes["model"]["args"], ("layer_nums",), [1, 1, 1])
 
 
-def host_scenes(folder: Path) -> Path:
-    """Make synthetic scenes the hosts can read: 10 frames in train and validate each."""
+def _classes(hypes: dict[str, Any]) -> None:
+    _few_layers(hypes)
+    hypes["dataset_mode"] = "vc"
+    low_z, high_z = hypes["preprocess"]["cav_lidar_range"][2::3]
+    size_z = hypes["preprocess"]["args"]["voxel_size"][2]
+    if size_z > high_z - low_z:  # one voxel over the whole height
+        set_everywhere(hypes, ("voxel_size",), [0.4, 0.4, high_z - low_z])
+
+
+def _second(hypes: dict[str, Any]) -> None:
+    hypes["dataset_mode"] = "vc"
+    hypes["train_params"]["batch_size"] = hypes["model"]["args"]["batch_size"] = 2
+    set_everywhere(hypes, ("layer_nums",), [1, 1])
+
+
+def _disco(hypes: dict[str, Any]) -> None:
+    """DiscoNet without its teacher, which needs a trained model."""
+    _few_layers(hypes)
+    del hypes["kd_flag"]
+    hypes["loss"]["core_method"] = "point_pillar_loss"
+    hypes["train_params"] |= {"eval_freq": 1, "save_freq": 1}
+
+
+def host_scenes(folder: Path) -> dict[str, Path]:
+    """Make synthetic scenes the hosts can read: 10 frames in train and validate each.
+
+    Returns:
+        Kind of cloud -> root.
+    """
     preset = replace(PRESETS["tiny"], name=_PRESET, scenes=(1, 1, 0), frames=51)
     PRESETS[_PRESET] = preset
     try:
         generate(_PRESET, folder / "made", seed=0, workers=1)
     finally:
         del PRESETS[_PRESET]
-    convert_for_hosts([folder / "made"], "auto", folder / "opv2v")
-    return folder / "opv2v"
+    for kind in ("pcd", "bin"):
+        convert_for_hosts([folder / "made"], "auto", folder / kind, clouds=kind)
+    return {"pcd": folder / "pcd", "bin": folder / "bin"}
 
 
 REAL_HOSTS: Final = (
     RealHost("opencood", "OPENCOOD_ROOT", "point_pillar_fcooper.yaml", _few_layers),
+    RealHost(
+        "v2xreal",
+        "V2XREAL_ROOT",
+        "point_pillar_fcooper.yaml",
+        _classes,
+        network={"num_class": 3},
+        clouds="bin",
+    ),
+    RealHost(
+        "coopre",
+        "COOPRE_ROOT",
+        "second_intermediate_fusion.yaml",
+        _second,
+        network={"num_class": 3, "feature_stride": 8},
+        clouds="bin",
+        seed=42,
+    ),
+    RealHost("heal", "HEAL_ROOT", "opv2v/LiDAROnly/lidar_disco.yaml", _disco),
 )

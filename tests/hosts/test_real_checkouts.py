@@ -31,7 +31,7 @@ BLOCK: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return host_scenes(tmp_path_factory.mktemp("host_scenes"))
 
 
@@ -45,6 +45,7 @@ def real(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     forget_host()
     monkeypatch.setenv("OPENCOOD_ROOT", str(root))
     before = tree_hash(root)
+    monkeypatch.setenv(host.variable, str(root))
     yield host
     forget_host()
     assert tree_hash(root) == before, "the checkout was changed"
@@ -59,15 +60,15 @@ def test_the_checkout_is_recognised(real: RealHost) -> None:
 
 
 def test_plain_losses_are_the_host_s_to_the_bit(
-    real: RealHost, scenes: Path, tmp_path: Path
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
 ) -> None:
     """Four epochs of five steps and their validations, without our block."""
     hypes = write_hypes(tmp_path / "hypes.yaml", real.small_hypes(scenes, epoches=4))
-    theirs = recorded_losses(root_of(real), hypes, tmp_path / "theirs", seed=5)
+    theirs = recorded_losses(root_of(real), hypes, tmp_path / "theirs", seed=real.seed)
     folder = tmp_path / "ours"
     folder.mkdir()
     arguments = ["--hypes", str(hypes), "--model_dir", str(folder), "--device", "cpu"]
-    assert main(["train", *arguments, "--seed", "5"]) == 0
+    assert main(["train", *arguments, "--seed", str(real.seed)]) == 0
     steps = [line["losses"] for line in step_lines(folder) if "losses" in line]
     assert len(steps) == 20
     regression = [value for name, value in theirs if name == "Regression_loss"]
@@ -78,9 +79,12 @@ def test_plain_losses_are_the_host_s_to_the_bit(
     assert validated == [value for name, value in theirs if name == "Validate_Loss"]
     results = json.loads((folder / "results.json").read_text())
     assert results["detection"]["n_gt"] > 0
+    assert any(name.startswith("ap_0.50") for name in results["host"])
 
 
-def test_a_balanced_run_survives_sigkill(real: RealHost, scenes: Path, tmp_path: Path) -> None:
+def test_a_balanced_run_survives_sigkill(
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
+) -> None:
     """Twenty steps, ten of them balanced; another process is killed on the way and resumed."""
     hypes = real.small_hypes(scenes, epoches=4) | {"turbotrain": BLOCK}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -104,7 +108,7 @@ def test_a_balanced_run_survives_sigkill(real: RealHost, scenes: Path, tmp_path:
 
 
 def test_our_network_and_loss_in_the_host_s_own_loop(
-    real: RealHost, scenes: Path, tmp_path: Path
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
 ) -> None:
     hypes = real.small_hypes(scenes, epoches=4)
     theirs = hypes["model"]["args"]
@@ -114,6 +118,7 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
         "balance": {"free_steps": 1, "balance_steps": 1},
     }
     hypes["loss"] = {"core_method": "turbotrain_balanced", "args": own_loss}
+    hypes["fusion"]["args"] = {"proj_first": True}
     hypes["model"] = {
         "core_method": "turbotrain_detector",
         "args": {
@@ -121,13 +126,14 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
             "lidar_range": hypes["preprocess"]["cav_lidar_range"],
             "anchor_number": theirs.get("anchor_number", 2),
             "point_pillar_scatter": {},  # the host's parser puts the grid size there
+            "dir_args": theirs.get("dir_args"),
             "feature_stride": 2,
             "network": {
                 "channels": 16,
                 "encoder": {
                     "core_method": "pillars",
                     "pillar_channels": 16,
-                    "pillar_blocks": [1, 1],
+                    "pillar_blocks": [1] * real.network.get("feature_stride", 2).bit_length(),
                 },
                 "neck": {"layers": [1], "filters": [16], "upsample_filters": [16]},
                 "temporal": {"heads": 1, "ffn": 16},

@@ -24,6 +24,12 @@ def add_host(verbs: Verbs[argparse.ArgumentParser]) -> None:
     data = actions.add_parser("data", help="write data sets in the shape the hosts can read")
     data.add_argument("roots", nargs="+", type=Path, metavar="ROOT")
     data.add_argument("--from", dest="source", default="auto", metavar="FORMAT")
+    data.add_argument(
+        "--clouds",
+        choices=("pcd", "bin"),
+        default="pcd",
+        help="pcd: OpenCOOD, HEAL; bin: V2X-Real, CooPre",
+    )
     data.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
     data.set_defaults(run=_host_data)
 
@@ -50,7 +56,7 @@ def _host_patch(options: argparse.Namespace) -> int:
 def _host_data(options: argparse.Namespace) -> int:
     from turbotrain_plugin.hosts.scenes import convert_for_hosts
 
-    fitted = convert_for_hosts(options.roots, options.source, options.out)
+    fitted = convert_for_hosts(options.roots, options.source, options.out, clouds=options.clouds)
     sys.stdout.write(
         f"{options.out}: left out {fitted.agents} agents and {fitted.frames} frames of others that "
         "the hosts cannot read\n"

@@ -9,6 +9,7 @@ from turbotrain_plugin.config.training import (
     BalanceConfig,
     EvaluationConfig,
     LoggingConfig,
+    MaskConfig,
     PretrainConfig,
 )
 
@@ -45,10 +46,15 @@ class HostModules:
     fusion: tuple[str, ...] = key((), "What fuses the agents' maps ([]: as known).")
 
 
+def _dropped() -> MaskConfig:
+    return MaskConfig(mode="drop")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPretrain(PretrainConfig):
-    """``turbotrain.pretrain`` of a host's model."""
+    """``turbotrain.pretrain`` of a host's model; batches are those of ``train_params``."""
 
+    mask: MaskConfig = group(_dropped, "What is hidden; hidden columns are dropped.")
     modules: HostModules = group(HostModules, "What of the host's model is pretrained.")
 
 

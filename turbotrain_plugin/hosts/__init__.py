@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from turbotrain_plugin.hosts.base import Host
+from turbotrain_plugin.hosts.coopre import CooPre
+from turbotrain_plugin.hosts.heal import HEAL
 from turbotrain_plugin.hosts.opencood import OpenCOOD
+from turbotrain_plugin.hosts.v2xreal import V2XReal
 from turbotrain_plugin.structures import UserError
 
 HOSTS: Final[dict[str, type[Host]]] = {
     "opencood": OpenCOOD,
+    "v2xreal": V2XReal,
+    "coopre": CooPre,
+    "heal": HEAL,
 }
 """Name in YAML (``turbotrain.host.name``) -> host."""
 

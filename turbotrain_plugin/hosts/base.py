@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, nn
 
+from turbotrain_plugin.hosts.tasks import loss_terms
+
 COSINE: Final = "cosineannealwarm"
 IOU_THRESHOLDS: Final = (0.3, 0.5, 0.7)
 """Of the hosts' own scores."""
@@ -143,18 +145,18 @@ class Host:
         """Put the model into training mode, as before every step."""
         model.train()
 
-    def total_loss(
+    def losses(
         self,
         criterion: nn.Module,
         output: dict[str, Any],
         ego: dict[str, Any],
         dataset: Any,  # noqa: ANN401
         hypes: dict[str, Any],
-    ) -> Tensor:
-        """Return what the host would differentiate."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the host would differentiate, and its terms by name."""
         del dataset, hypes
-        loss: Tensor = criterion(output, ego["label_dict"])
-        return loss
+        total: Tensor = criterion(output, ego["label_dict"])
+        return total, loss_terms(getattr(criterion, "loss_dict", {}), total)
 
     # ---------------------------------------------------------------------------------- evaluation
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
 from turbotrain_plugin.engine.steps import autocast
 from turbotrain_plugin.hosts.session import Session
-from turbotrain_plugin.hosts.tasks import chosen_tasks, loss_terms, remembered_items
+from turbotrain_plugin.hosts.tasks import chosen_tasks, remembered_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class TaskLearner:
         """Return the criterion's value and terms."""
         output = self.module(ego)
         with remembered_items():
-            total = self._session.host.total_loss(
+            total, terms = self._session.host.losses(
                 self.criterion, output, ego, self._dataset, self._hypes
             )
-        return HostLosses(total, loss_terms(getattr(self.criterion, "loss_dict", {}), total))
+        return HostLosses(total, terms)
 
 
 @dataclass(slots=True)

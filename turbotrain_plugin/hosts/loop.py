@@ -29,6 +29,7 @@ from turbotrain_plugin.engine.records import (
 from turbotrain_plugin.engine.steps import refuse_endless
 from turbotrain_plugin.hosts import randomness
 from turbotrain_plugin.hosts.learner import HostLearner, HostStep, StepKeys, take_step
+from turbotrain_plugin.hosts.rates import Rates
 from turbotrain_plugin.hosts.session import Session
 
 _LOSS_WINDOW: Final = 10
@@ -62,7 +63,7 @@ class HostStage:
         batch_size: Samples per step.
         learner: What is trained.
         optimizer: Plain, or a ``GradientBalancer``.
-        scheduler: The host's learning-rate schedule of the inner optimiser.
+        rates: Moves the learning rate.
         train_set: The host's.
         train_loader: The host's, for its own streams.
         validation_loader: The host's; None: the stage is not validated.
@@ -75,7 +76,7 @@ class HostStage:
     batch_size: int
     learner: HostLearner
     optimizer: torch.optim.Optimizer
-    scheduler: Any
+    rates: Rates
     train_set: Any
     train_loader: DataLoader[Any]
     validation_loader: DataLoader[Any] | None
@@ -135,7 +136,7 @@ class HostLoop:
             self._seed_step("between", position.epoch)
             self._host.between_epochs(stage.train_set)
         if position.batch == 0:
-            self._host.epoch_begins(stage.scheduler, stage.hypes, position.epoch, self._steps)
+            stage.rates.epoch_begins(position.epoch)
         begin = time.monotonic()
         for batch in self._batches():
             done = position.batch
@@ -167,14 +168,15 @@ class HostLoop:
         )
 
     def _seed_step(self, *parts: int | str) -> None:
+        seed = derive_seed(*self._seed, *parts)
+        self._generator.manual_seed(seed)
         if not self._own_streams:
-            seed = derive_seed(*self._seed, *parts)
             randomness.seed_all(seed)
-            self._generator.manual_seed(seed)
 
     def _step(self, batch: dict[str, Any], done: int) -> HostStep:
         position, stage = self.position, self._stage
         self._seed_step("step", position.stage_step)
+        stage.rates.step_begins(position.epoch, done)
         moved = self._run.session.modules.train_utils.to_device(batch, self._run.device)
         self._host.tell_epoch(moved, position.epoch)
         result = take_step(
@@ -182,7 +184,7 @@ class HostLoop:
         )
         if result.culprit:
             result.culprit += f" in batch {done + 1} of epoch {position.epoch + 1}"
-        self._host.step_done(stage.scheduler, stage.hypes, position.epoch, done, self._steps)
+        stage.rates.step_done(position.epoch, done)
         position.stage_step += 1
         position.global_step += 1
         return result
@@ -245,7 +247,7 @@ class HostLoop:
             self._keep_epoch(position.epoch + 1)
         if validated and position.epoch % params["eval_freq"] == 0:
             self._validate()
-        self._host.epoch_ends(stage.scheduler, position.epoch)
+        stage.rates.epoch_ends(position.epoch)
         position.epoch += 1
         position.batch = 0
         self.save()
@@ -297,12 +299,12 @@ class HostLoop:
 
     def save(self) -> None:
         """Write ``last.ckpt``: everything needed to go on exactly."""
-        stage, scheduler = self._stage, self._stage.scheduler.state_dict()
+        stage = self._stage
         state = {
             "format": checkpoints.FORMAT,
             "model": stage.learner.module.state_dict(),
             "optimizer": stage.optimizer.state_dict(),
-            "scheduler": {k: v for k, v in scheduler.items() if isinstance(v, int | float | list)},
+            "rates": stage.rates.state_dict(),
             "scaler": self._scaler.state_dict() if self._scaler is not None else {},
             "position": asdict(self.position),
             "stage_records": self._run.records,
@@ -316,7 +318,7 @@ class HostLoop:
         source = self._run.folder / checkpoints.LAST
         checkpoints.load_weights(self._stage.learner.module, state["model"], source)
         self._stage.optimizer.load_state_dict(state["optimizer"])
-        self._stage.scheduler.load_state_dict(state["scheduler"])
+        self._stage.rates.load_state_dict(state["rates"])
         if self._scaler is not None and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.position = HostPosition(**state["position"])

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import warnings
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
-from turbotrain_plugin.config import BalanceConfig
 from turbotrain_plugin.engine import checkpoints
-from turbotrain_plugin.engine.assembly import derive_seed
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.records import (
     LOG,
@@ -27,25 +21,14 @@ from turbotrain_plugin.engine.records import (
     write_json,
     write_text,
 )
-from turbotrain_plugin.engine.steps import schedule_of
 from turbotrain_plugin.hosts import host_named, randomness
 from turbotrain_plugin.hosts.checkout import locate
 from turbotrain_plugin.hosts.evaluation import detect_all, our_scores
 from turbotrain_plugin.hosts.hypes import HostHypes
-from turbotrain_plugin.hosts.learner import TaskLearner
-from turbotrain_plugin.hosts.loop import HostLoop, HostPosition, HostRun, HostStage
+from turbotrain_plugin.hosts.loop import HostLoop, HostPosition, HostRun
 from turbotrain_plugin.hosts.session import Session, enter
+from turbotrain_plugin.hosts.stages import StageMaker, make_data
 from turbotrain_plugin.structures import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class HostData:
-    """Data sets and loaders of a run, made in the order of the host's train.py."""
-
-    train_set: Any
-    validation_set: Any
-    train_loader: DataLoader[Any]
-    validation_loader: DataLoader[Any]
 
 
 def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> int:
@@ -103,14 +86,11 @@ def _train(
 ) -> tuple[nn.Module, dict[str, Any]]:
     last = folder / checkpoints.LAST
     state = checkpoints.load_run_state(last) if last.is_file() else None
+    start = HostPosition(**state["position"]) if state else HostPosition()
     randomness.seed_all(hypes.block.host.seed)
     parsed = hypes.parsed(session.host, session.modules)
-    data = _data(session, hypes, parsed)
-    if hypes.block.host.random == "step":
-        torch.manual_seed(derive_seed(hypes.block.host.seed, "weights"))
-    model: nn.Module = session.modules.train_utils.create_model(parsed)
-    model.to(device)
-    step = int(state["position"]["global_step"]) if state else 0
+    data = make_data(session, hypes, parsed)
+    maker = StageMaker(session, hypes, parsed, data, folder, device)
     with StopRequest() as stop:
         run = HostRun(
             session=session,
@@ -119,106 +99,34 @@ def _train(
             device=device,
             stop=stop,
             log=MetricsLog(folder, int(state["metrics_bytes"]) if state else 0),
-            board=Board(folder, enabled=hypes.block.logging.tensorboard, purge_step=step + 1),
+            board=Board(
+                folder, enabled=hypes.block.logging.tensorboard, purge_step=start.global_step + 1
+            ),
             workers=data.train_loader.num_workers,
             records=list(state["stage_records"]) if state else [],
         )
         try:
-            stage = _task_stage(session, hypes, parsed, model, data, index=0)
-            loop = HostLoop(stage, run, HostPosition())
-            if state is not None:
-                loop.restore(state)
-                LOG.info("resuming %s at step %d (exact)", stage.name, loop.position.stage_step)
-            loop.run()
+            for index in range(start.stage, len(maker.names)):
+                model = _run_stage(maker, index, run, state if index == start.stage else None)
         finally:
             run.log.close()
             run.board.close()
     return model, parsed
 
 
-def _data(session: Session, hypes: HostHypes, parsed: dict[str, Any]) -> HostData:
-    build = session.modules.datasets.build_dataset
-    train_set = build(parsed, visualize=False, train=True)
-    validation_set = build(parsed, visualize=False, train=False)
-    keys, wanted = session.host.loader, hypes.block.host.workers
-    size = int(parsed["train_params"]["batch_size"])
-    pin = keys.pin_memory and torch.cuda.is_available()
-    train_loader = DataLoader(
-        train_set,
-        batch_size=size,
-        num_workers=keys.workers if wanted < 0 else wanted,
-        collate_fn=train_set.collate_batch_train,
-        shuffle=True,
-        pin_memory=pin,
-        drop_last=True,
-    )
-    validation_loader = DataLoader(
-        validation_set,
-        batch_size=size,
-        num_workers=keys.validation_workers if wanted < 0 else wanted,
-        collate_fn=train_set.collate_batch_train,
-        shuffle=keys.shuffle_validation,
-        pin_memory=pin,
-        drop_last=True,
-    )
-    if not len(train_loader):
-        raise UserError(
-            f"{parsed['root_dir']}: {len(train_set)} frames make no batch of {size} "
-            "(train_params.batch_size)."
-        )
-    return HostData(train_set, validation_set, train_loader, validation_loader)
-
-
-def _task_stage(
-    session: Session,
-    hypes: HostHypes,
-    parsed: dict[str, Any],
-    model: nn.Module,
-    data: HostData,
-    *,
-    index: int,
-) -> HostStage:
-    block, epoches = hypes.block, int(parsed["train_params"]["epoches"])
-    balanced = block.strategy in ("balance", "turbotrain")
-    learner = TaskLearner(session, parsed, model, data.train_set)
-    steps = len(data.train_loader)
-    optimizer = session.modules.train_utils.setup_optimizer(parsed, model)
-    scheduler = session.host.make_scheduler(session.modules, parsed, optimizer, steps)
-    return HostStage(
-        name="balance" if balanced else "train",
-        index=index,
-        epoches=epoches,
-        batch_size=int(parsed["train_params"]["batch_size"]),
-        learner=learner,
-        optimizer=_balancer(optimizer, model, block.balance, steps * epoches)
-        if balanced
-        else optimizer,
-        scheduler=scheduler,
-        train_set=data.train_set,
-        train_loader=data.train_loader,
-        validation_loader=data.validation_loader,
-        hypes=parsed,
-    )
-
-
-def _balancer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, keys: BalanceConfig, total_steps: int
-) -> GradientBalancer:
-    schedule = schedule_of(keys, total_steps)
-    for warning in schedule.warnings(total_steps):
-        LOG.warning("%s", warning)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScheduleWarning)  # said above, with the run's length
-        return GradientBalancer(
-            optimizer,
-            method=keys.method,
-            schedule=schedule,
-            shared=keys.shared or None,
-            named_parameters=list(model.named_parameters()),
-            source=keys.source,
-            cut=keys.cut,
-            args=keys.args.of(keys.method),
-        )
+def _run_stage(
+    maker: StageMaker, index: int, run: HostRun, state: checkpoints.State | None
+) -> nn.Module:
+    stage, model = maker.make(index, fresh=state is None)
+    taken = sum(record["steps"] for record in run.records) if index else 0
+    loop = HostLoop(stage, run, HostPosition(stage=index, global_step=taken))
+    if state is not None:
+        loop.restore(state)
+        LOG.info("resuming %s at step %d (exact)", stage.name, loop.position.stage_step)
+    loop.run()
+    if index + 1 < len(maker.names):
+        maker.leave(model, stage.name)
+    return model
 
 
 # --------------------------------------------------------------------------------------- evaluation

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from turbotrain_plugin.data.convert import convert_roots
+from turbotrain_plugin.data.formats.pcd import read_pcd
 
 _LEAST_SHARE: Final = 0.5
 """An agent that would cost a scene more than half of its frames is left out instead."""
@@ -31,19 +34,27 @@ class Fitted:
     frames: int
 
 
-def convert_for_hosts(roots: Sequence[Path], source: str, out: Path) -> Fitted:
+def convert_for_hosts(
+    roots: Sequence[Path], source: str, out: Path, *, clouds: str = "pcd"
+) -> Fitted:
     """Write ``out/<split>/<scene>/<agent>/<timestamp>.{yaml,pcd}``, fit for the hosts.
 
     Args:
         roots: Roots or split folders.
         source: A name of ``FORMATS``, or ``auto``.
         out: A new or empty folder.
+        clouds: ``pcd`` for OpenCOOD and HEAL, ``bin`` for V2X-Real and CooPre.
 
     Raises:
         UserError: As ``data convert``.
     """
     convert_roots(roots, source, "opv2v", out)
-    return fit_for_hosts(out)
+    fitted = fit_for_hosts(out)
+    if clouds == "bin":
+        for path in out.glob("*/*/*/*.pcd"):
+            read_pcd(path).astype(np.float32).tofile(path.with_suffix(".bin"))
+            path.unlink()
+    return fitted
 
 
 def fit_for_hosts(root: Path) -> Fitted:

@@ -6,6 +6,7 @@ sentence that names the package to install.
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.machinery
 import sys
 import types
@@ -22,6 +23,60 @@ from turbotrain_plugin.hosts.compat.base import Shim, installed
 from turbotrain_plugin.hosts.compat.cosine import CosineSchedule
 from turbotrain_plugin.structures import UserError
 
+_UNUSED: Final = (
+    "cv2",
+    "einops",
+    "efficientnet_pytorch",
+    "fvcore",
+    "h5py",
+    "pandas",
+    "pypcd",
+    "pyquaternion",
+    "seaborn",
+    "sklearn",
+    "torch_scatter",
+    "torchvision",
+)
+"""Imported somewhere, needed by few models or by drawing only."""
+_INSTALL: Final = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+"""Module -> distribution, where they differ."""
+
+
+class _Missing:
+    """Something of a package that is not installed; an error when a function of the host uses it.
+
+    What a host does with it while its modules are loaded is put off: HEAL builds torchvision
+    transforms there, which LiDAR models never call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_args: object, **_kwargs: object) -> _Missing:
+        if sys._getframe(1).f_code.co_name == "<module>":
+            return self
+        package = self._name.partition(".")[0]
+        raise UserError(
+            f"The host uses {self._name}, and the package {package} is not installed: "
+            f"pip install {_INSTALL.get(package, package)}."
+        )
+
+    def __getattr__(self, name: str) -> _Missing:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Missing(f"{self._name}.{name}")
+
+    def __mro_entries__(self, bases: tuple[object, ...]) -> tuple[type, ...]:
+        """Let a class of the host be derived from it: nothing is inherited."""
+        return (_MissingBase,)
+
+
+class _MissingBase:
+    """Base of a host's classes whose own base is missing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        del args, kwargs
+
 
 class StandIn(types.ModuleType):
     """A module in place of a missing one."""
@@ -35,11 +90,43 @@ class StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute
         if name.startswith("__"):
             raise AttributeError(name)
-        package = self.__name__.partition(".")[0]
-        raise UserError(
-            f"The host asks for {self.__name__}.{name}, which needs the package {package}: "
-            f"pip install {package}."
-        )
+        return _Missing(f"{self.__name__}.{name}")
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a stand-in for every module of one package."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(
+        self, fullname: str, path: object, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return a specification for the package and what lies in it."""
+        del path, target
+        if fullname.partition(".")[0] != self._package:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        """Return a stand-in."""
+        return StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Do nothing: it is complete."""
+
+
+@contextmanager
+def _found_empty(package: str) -> Iterator[None]:
+    """Let every module of ``package`` be a stand-in."""
+    finder = _Finder(package)
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+            del sys.modules[name]
 
 
 @contextmanager
@@ -103,18 +190,6 @@ def _icecream() -> dict[str, types.ModuleType]:
     return {"icecream": StandIn("icecream", {"ic": passed_on})}
 
 
-def _empty(*names: str) -> Callable[[], dict[str, types.ModuleType]]:
-    def make() -> dict[str, types.ModuleType]:
-        found: dict[str, types.ModuleType] = {name: StandIn(name) for name in names}
-        for name, module in found.items():
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(found[parent], child, module)
-        return found
-
-    return make
-
-
 def _shim(package: str, reason: str, make: Callable[[], dict[str, types.ModuleType]]) -> Shim:
     def applied() -> AbstractContextManager[None]:
         return modules(make())
@@ -122,11 +197,20 @@ def _shim(package: str, reason: str, make: Callable[[], dict[str, types.ModuleTy
     return Shim(f"package.{package}", reason, lambda: not installed(package), applied)
 
 
+def _empty(package: str) -> Shim:
+    return Shim(
+        f"package.{package}",
+        "Imported by hosts; an error that names it when it is used.",
+        lambda: not installed(package),
+        lambda: _found_empty(package),
+    )
+
+
 PACKAGES: Final = (
     _shim("open3d", "Clouds (.pcd) are read by our reader; drawing needs open3d.", _open3d),
-    _shim("cv2", "Imported by vis_utils, used for drawing only.", _empty("cv2")),
     _shim("tensorboardX", "Its SummaryWriter is that of torch.", _tensorboardx),
     _shim("timm", "Its cosine schedule, by its formula; nothing else is used.", _timm),
     _shim("icecream", "Debug printing: values are passed on.", _icecream),
+    *(_empty(package) for package in _UNUSED),
 )
-"""Stand-ins that every host may need."""
+"""Stand-ins that hosts may need."""
