@@ -12,7 +12,8 @@ from turbotrain_plugin.hosts.compat.loading import read_hypes
 from turbotrain_plugin.hosts.scenes import convert_for_hosts
 from turbotrain_plugin.synthetic import PRESETS, generate
 
-RANGE: Final = [-25.6, -12.8, -3.0, 25.6, 12.8, 1.0]
+_SIDES: Final = (-25.6, -12.8, 25.6, 12.8)
+_VOXEL_M: Final = 0.8
 _PRESET: Final = "host_test"
 
 
@@ -52,7 +53,13 @@ class RealHost:
         hypes["root_dir"], hypes["validate_dir"] = str(data / "train"), str(data / "validate")
         hypes["test_dir"] = str(data / "validate")
         hypes["train_params"]["epoches"] = epoches
-        set_everywhere(hypes, ("cav_lidar_range", "lidar_range", "gt_range"), RANGE)
+        hypes["train_params"] |= {"eval_freq": 2, "save_freq": 1}
+        low, high = hypes["preprocess"]["cav_lidar_range"][2::3]
+        x, y, far_x, far_y = _SIDES
+        extent = [x, y, low, far_x, far_y, high]
+        set_everywhere(hypes, ("cav_lidar_range", "lidar_range", "gt_range"), extent)
+        tall = hypes["preprocess"]["args"]["voxel_size"][2]
+        set_everywhere(hypes, ("voxel_size",), [_VOXEL_M, _VOXEL_M, tall])
         self.shrink(hypes)
         return hypes
 
@@ -71,30 +78,30 @@ def set_everywhere(tree: Any, names: tuple[str, ...], value: Any) -> None:  # no
 
 
 def _few_layers(hypes: dict[str, Any]) -> None:
-    set_everywhere(hypes["model"]["args"], ("layer_nums",), [1, 1, 1])
+    set_everywhere(hypes["model"]["args"], ("layer_nums",), [0, 0, 0])
+    set_everywhere(hypes["model"]["args"], ("num_filters",), [16, 16, 16])
+    hypes["model"]["args"]["pillar_vfe"]["num_filters"] = [64]
 
 
 def _classes(hypes: dict[str, Any]) -> None:
     _few_layers(hypes)
     hypes["dataset_mode"] = "vc"
-    low_z, high_z = hypes["preprocess"]["cav_lidar_range"][2::3]
-    size_z = hypes["preprocess"]["args"]["voxel_size"][2]
-    if size_z > high_z - low_z:  # one voxel over the whole height
-        set_everywhere(hypes, ("voxel_size",), [0.4, 0.4, high_z - low_z])
 
 
 def _second(hypes: dict[str, Any]) -> None:
     hypes["dataset_mode"] = "vc"
     hypes["train_params"]["batch_size"] = hypes["model"]["args"]["batch_size"] = 2
-    set_everywhere(hypes, ("layer_nums",), [1, 1])
+    set_everywhere(hypes, ("layer_nums",), [0, 0])
+    set_everywhere(hypes, ("num_filters",), [16, 16])
 
 
-def _disco(hypes: dict[str, Any]) -> None:
-    """DiscoNet without its teacher, which needs a trained model."""
+def _max_fusion(hypes: dict[str, Any]) -> None:
+    """F-Cooper in place of DiscoNet, whose ``disco_fuse`` is not in the repository."""
     _few_layers(hypes)
     del hypes["kd_flag"]
+    hypes["model"]["core_method"] = "point_pillar_baseline"
+    hypes["model"]["args"]["fusion_method"] = "max"
     hypes["loss"]["core_method"] = "point_pillar_loss"
-    hypes["train_params"] |= {"eval_freq": 1, "save_freq": 1}
 
 
 def host_scenes(folder: Path) -> dict[str, Path]:
@@ -133,5 +140,5 @@ REAL_HOSTS: Final = (
         clouds="bin",
         seed=42,
     ),
-    RealHost("heal", "HEAL_ROOT", "opv2v/LiDAROnly/lidar_disco.yaml", _disco),
+    RealHost("heal", "HEAL_ROOT", "opv2v/LiDAROnly/lidar_disco.yaml", _max_fusion),
 )

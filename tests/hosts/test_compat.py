@@ -89,7 +89,8 @@ def test_our_reader_stands_in_for_open3d(tmp_path: Path) -> None:
         cloud = open3d.io.read_point_cloud(str(file))
         with pytest.raises(UserError, match="missing"):
             open3d.io.read_point_cloud(str(tmp_path / "missing.pcd"))
-    np.testing.assert_allclose(np.asarray(cloud.points), points[:, :3])
+    left_handed = points[:, :3] * [1.0, -1.0, 1.0]  # as the hosts' files are
+    np.testing.assert_allclose(np.asarray(cloud.points), left_handed)
     np.testing.assert_allclose(np.asarray(cloud.colors)[:, 0], points[:, 3], atol=1 / 255)
 
 
@@ -160,7 +161,7 @@ def test_a_frame_s_yaml_runs_nothing(fake_host: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_a_parser_that_is_no_parser_is_not_evaluated(tmp_path: Path) -> None:
+def test_a_parser_that_is_no_parser_is_not_evaluated() -> None:
     utils = types.ModuleType("yaml_utils")
     vars(utils)["load_grid_params"] = lambda hypes: {**hypes, "seen": True}
     vars(utils)["os"] = os
@@ -189,7 +190,7 @@ def test_checkpoints_are_loaded_without_pickles(tmp_path: Path) -> None:
     with applied([SHIMS["safety.checkpoints"]]):
         assert torch.load(tmp_path / "good.pth", weights_only=False)["a"] == 0
         torch.save({"a": os.getcwd}, tmp_path / "bad.pth")
-        with pytest.raises(Exception, match="weights_only|Unsupported"):
+        with pytest.raises(Exception, match=r"(?i)weights.only"):
             torch.load(tmp_path / "bad.pth", weights_only=False)
 
 

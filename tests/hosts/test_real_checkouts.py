@@ -149,3 +149,19 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
     inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
     assert launch(inference) == 0
     assert (folder / "eval.yaml").is_file()
+
+
+def test_pretraining_around_the_host_s_encoder(
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two epochs of five masked steps, then two of balanced fine-tuning of the same model."""
+    pretrain = {"epoches": 2, "optimizer": {"lr": 0.002}}
+    block = BLOCK | {"strategy": "turbotrain", "pretrain": pretrain}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_hypes(folder / "config.yaml", real.small_hypes(scenes, epoches=2) | {"turbotrain": block})
+    assert main(["train", "--model_dir", str(folder), "--device", "cpu"]) == 0
+    steps = [line for line in step_lines(folder) if "losses" in line]
+    assert [line["stage"] for line in steps] == ["pretrain"] * 10 + ["balance"] * 10
+    assert set(steps[0]["losses"]) == {"points", "occupancy"}
+    assert steps[9]["loss"] < steps[0]["loss"]

@@ -14,11 +14,12 @@ from tests.helpers.made_host import host_hypes
 from turbotrain_plugin.balancing import GradientBalancer, HybridSchedule
 from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.learner import HostLosses, StepKeys, TaskLearner, take_step
-from turbotrain_plugin.hosts.randomness import seeded_loader
+from turbotrain_plugin.hosts.randomness import seed_all, seeded_loader
 from turbotrain_plugin.hosts.session import enter
 from turbotrain_plugin.hosts.tasks import chosen_tasks, loss_terms, remembered_items
 from turbotrain_plugin.structures import UserError
 
+SEED = 0
 KEYS = StepKeys(tasks=(), amp="off", clip_norm=0.0)
 
 
@@ -29,7 +30,7 @@ def test_balanced_gradients_of_a_host_model_are_the_explicit_ones(
         hypes = session.modules.yaml_utils.load_grid_params(host_hypes(frames))
         hypes["model"]["args"]["dropout"] = 0.0
         dataset = session.modules.datasets.build_dataset(hypes, train=True)
-        torch.manual_seed(11)
+        seed_all(SEED)
         model = session.modules.train_utils.create_model(hypes).double()
         learner = TaskLearner(session, hypes, model, dataset)
         ego = dataset.collate_batch_train([dataset[0], dataset[1]])["ego"]
@@ -38,8 +39,6 @@ def test_balanced_gradients_of_a_host_model_are_the_explicit_ones(
         trunk = {n: p for n, p in model.named_parameters() if "head" not in n}
         heads = {n: p for n, p in model.named_parameters() if "head" in n}
         generator = torch.Generator()
-        with torch.no_grad():  # the tasks oppose each other over the trunk
-            heads["reg_head.weight"][:2] = -40.0 * heads["cls_head.weight"]
         terms = learner.losses(ego, generator).terms
         rows = {
             task: torch.autograd.grad(
@@ -60,10 +59,9 @@ def test_balanced_gradients_of_a_host_model_are_the_explicit_ones(
     assert step.record is not None
     assert step.record.balanced
     weights = step.record.weights
-    if product < 0:  # each task loses its part against the other
-        assert weights["conf_loss"] == pytest.approx(1.0 - product / float(conf @ conf))
-        assert weights["reg_loss"] == pytest.approx(1.0 - product / float(reg @ reg))
-    assert product < 0, "the case decides nothing"
+    assert product < 0, "with this seed nothing is decided; choose another"
+    assert weights["conf_loss"] == pytest.approx(1.0 - product / float(conf @ conf))
+    assert weights["reg_loss"] == pytest.approx(1.0 - product / float(reg @ reg))
     expected = weights["conf_loss"] * conf + weights["reg_loss"] * reg
     found = torch.cat([p.grad.flatten() for p in trunk.values() if p.grad is not None])
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
@@ -104,7 +102,7 @@ def test_a_step_that_is_not_finite_changes_nothing(factor: float) -> None:
 def test_measuring_the_norm_does_not_change_a_bit_of_the_gradient() -> None:
     learner, data = Learner(1.0), torch.randn(4, 2)
     plain = torch.autograd.grad(
-        learner.losses({"data": data}, torch.Generator()).total, learner.module.parameters()
+        learner.losses({"data": data}, torch.Generator()).total, list(learner.module.parameters())
     )
     optimizer = torch.optim.SGD(learner.module.parameters(), lr=0.0)
     take_step(learner, {"data": data}, optimizer, None, KEYS, torch.Generator())

@@ -86,9 +86,9 @@ def test_resume_after_a_kill_ends_equal(
     block = BLOCK | {"host": {"workers": 0, "random": random}}
     whole = train(frames, tmp_path / "whole", turbotrain=block)
     broken = tmp_path / "broken"
-    from turbotrain_plugin.hosts import loop
+    from turbotrain_plugin.hosts import learner, loop
 
-    taken = loop.take_step
+    taken = learner.take_step
     count = 0
 
     def die(*args: object) -> object:

@@ -155,7 +155,7 @@ class TurbotrainBalanced(nn.Module):
             ]
             if rows:
                 self._hooks.append(leaf.register_hook(_corrector(rows, note)))
-        noted: Tensor = _Scaled.apply(total, note)
+        noted: Tensor = _Scaled.apply(total, note)  # type: ignore[no-untyped-call]
         return noted
 
     def _forget(self) -> None:

@@ -69,8 +69,9 @@ class HEAL(Host):
     def set_train_mode(self, model: nn.Module) -> None:
         """Put the model into training mode; models of two stages freeze their first part."""
         model.train()
-        if hasattr(model, "model_train_init"):
-            model.model_train_init()
+        prepare = getattr(model, "model_train_init", None)
+        if callable(prepare):
+            prepare()
 
     def losses(
         self,

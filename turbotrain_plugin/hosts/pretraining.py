@@ -26,6 +26,7 @@ KNOWN: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "point_pillar_intermediate": (("pillar_vfe",), ("backbone",)),
     "point_pillar_transformer": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
     "point_pillar_v2vnet": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
+    "point_pillar_baseline": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
     "point_pillar_disconet": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
     "second_intermediate": (("backbone_3d",), ("backbone",)),
 }

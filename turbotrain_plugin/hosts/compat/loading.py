@@ -85,7 +85,7 @@ def safe_load_yaml(yaml_utils: Any) -> Callable[..., dict[str, Any]]:  # noqa: A
     """Return what takes the place of the host's ``load_yaml``."""
 
     def load_yaml(file: str | None, opt: Any = None) -> dict[str, Any]:  # noqa: ANN401 - a namespace
-        if opt is not None and getattr(opt, "model_dir", ""):
+        if opt is not None and vars(opt).get("model_dir"):
             file = str(Path(opt.model_dir) / "config.yaml")
         if file is None:
             raise UserError("The host asks for a YAML file without naming one.")

@@ -13,7 +13,7 @@ def load_yaml(file: str, opt: Any = None) -> dict[str, Any]:
         hypes = yaml.load(stream, Loader=yaml.UnsafeLoader)
     if "yaml_parser" in hypes:
         hypes = eval(hypes["yaml_parser"])(hypes)
-    return hypes  # type: ignore[no-any-return]
+    return hypes
 
 
 def load_grid_params(hypes: dict[str, Any]) -> dict[str, Any]:

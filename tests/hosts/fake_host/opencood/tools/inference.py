@@ -16,10 +16,10 @@ def main() -> None:
     parser.add_argument("--model_dir", required=True)
     parser.add_argument("--fusion_method", required=True)
     opt = parser.parse_args()
-    hypes = yaml_utils.load_yaml(None, opt)  # type: ignore[arg-type]
+    hypes = yaml_utils.load_yaml(None, opt)
     dataset = build_dataset(hypes, visualize=True, train=False)
     loader = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_size=1,
         num_workers=0,
         collate_fn=dataset.collate_batch_test,

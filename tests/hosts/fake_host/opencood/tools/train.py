@@ -22,7 +22,7 @@ def main() -> None:
     validation_set = build_dataset(hypes, visualize=False, train=False)
     size = hypes["train_params"]["batch_size"]
     train_loader = DataLoader(
-        train_set,  # type: ignore[arg-type]
+        train_set,
         batch_size=size,
         num_workers=8,
         collate_fn=train_set.collate_batch_train,
@@ -30,7 +30,7 @@ def main() -> None:
         drop_last=True,
     )
     validation_loader = DataLoader(
-        validation_set,  # type: ignore[arg-type]
+        validation_set,
         batch_size=size,
         num_workers=8,
         collate_fn=train_set.collate_batch_train,
@@ -58,7 +58,7 @@ def main() -> None:
             batch_data = train_utils.to_device(batch_data, device)
             output = model(batch_data["ego"])
             final_loss = criterion(output, batch_data["ego"]["label_dict"])
-            criterion.logging(epoch, i, len(train_loader), writer)  # type: ignore[operator]
+            criterion.logging(epoch, i, len(train_loader), writer)
             final_loss.backward()
             optimizer.step()
         torch.save(model.state_dict(), f"{saved_path}/net_epoch{epoch + 1}.pth")

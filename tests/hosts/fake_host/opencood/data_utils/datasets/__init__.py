@@ -137,7 +137,7 @@ def corners(centre: Tensor, hwl: Tensor, yaw: Tensor) -> Tensor:
     return torch.cat([low, high], dim=1).float() + centre[:, None].float()
 
 
-__all__ = {"IntermediateFusionDataset": IntermediateFusionDataset}  # type: ignore[assignment]
+__all__ = {"IntermediateFusionDataset": IntermediateFusionDataset}
 
 
 def build_dataset(
@@ -145,4 +145,4 @@ def build_dataset(
 ) -> IntermediateFusionDataset:
     name = hypes["fusion"]["core_method"]
     assert name in ("IntermediateFusionDataset",)
-    return __all__[name](params=hypes, visualize=visualize, train=train)  # type: ignore[call-overload,no-any-return]
+    return __all__[name](params=hypes, visualize=visualize, train=train)
