@@ -43,6 +43,11 @@ def test_a_balanced_run_learns_and_is_evaluated(
     assert results["detection"]["n_gt"] == 12
     assert set(results["host"]) >= {"ap_0.50", "ap_0.50_global_sort"}
     assert (folder / "net_epoch2.pth").is_file()
+    assert main(["evaluate", "--model_dir", str(folder), "--device", "cpu", "--epoch", "2"]) == 0
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert main(["evaluate", "--model_dir", str(folder), "--split", "train"]) == 2
+    assert main(["config", "check", str(folder / "config.yaml")]) == 0
+    assert main(["train", "--model_dir", str(folder), "--dry-run"]) == 2
 
 
 def test_terms_kept_as_floats_are_tasks_as_well(
@@ -75,6 +80,9 @@ def test_an_unknown_key_of_our_block_is_an_error(
     file = write_hypes(tmp_path / "hypes.yaml", hypes)
     assert main(["train", "--hypes", str(file), "--device", "cpu"]) == 2
     assert "free_steps" in capsys.readouterr().err
+    assert main(["config", "check", str(file)]) == 2
+    assert main(["config", "explain", "turbotrain.host."]) == 0
+    assert "turbotrain.host.tasks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("random", ["step", "host"])

@@ -56,6 +56,7 @@ def _train(options: argparse.Namespace) -> int:
                 device=options.device,
                 seed=options.seed,
                 half=options.half,
+                dry_run=options.dry_run,
             )
         )
     from turbotrain_plugin.engine.run import TrainRequest, train
@@ -77,10 +78,20 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.assembly import pick_device
     from turbotrain_plugin.engine.evaluate import evaluate_run
+    from turbotrain_plugin.hosts import command
 
     overrides = list(options.overrides)
     if options.dataset_mode:
         overrides.append(f"dataset_mode={options.dataset_mode}")
+    if command.is_for_host(None, options.model_dir):
+        return command.evaluate(
+            options.model_dir,
+            device=options.device,
+            split=options.split,
+            epoch=options.epoch,
+            overrides=overrides,
+            out=options.out,
+        )
     evaluate_run(
         options.model_dir,
         device=pick_device(options.device),

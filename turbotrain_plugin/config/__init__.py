@@ -10,7 +10,14 @@ from turbotrain_plugin.config.data import (
     TargetArgs,
     TrainParams,
 )
-from turbotrain_plugin.config.host import HostBlock, HostKeys, HostModules, HostPretrain
+from turbotrain_plugin.config.host import (
+    HostBlock,
+    HostKeys,
+    HostModules,
+    HostPretrain,
+    describes_host,
+    host_block,
+)
 from turbotrain_plugin.config.hypes import (
     difference,
     explain,
@@ -81,9 +88,11 @@ __all__ = [
     "TemporalConfig",
     "TrainParams",
     "TurboTrainBlock",
+    "describes_host",
     "difference",
     "explain",
     "find_hypes",
+    "host_block",
     "load_hypes",
     "load_tree",
     "shipped_hypes",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
+from typing import Final
 
+from turbotrain_plugin.config.build import build
 from turbotrain_plugin.config.keys import group, key
+from turbotrain_plugin.config.model import ModelConfig
 from turbotrain_plugin.config.training import (
     BalanceConfig,
     EvaluationConfig,
@@ -12,6 +16,9 @@ from turbotrain_plugin.config.training import (
     MaskConfig,
     PretrainConfig,
 )
+from turbotrain_plugin.config.yaml_tree import Located
+
+BLOCK: Final = "turbotrain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +84,26 @@ class HostBlock:
     clip_norm: float = key(0.0, "Gradient norm limit after combining (0: none).")
     amp: str = key("off", "Mixed precision.", choices=("off", "bf16", "fp16"))
     threads: int = key(0, "Torch threads of the main process (0: torch's own choice).")
+
+
+def describes_host(tree: Located) -> bool:
+    """Return whether a hypes file is a host's: it names a model that is not ours, nor misspelt."""
+    model = tree.value.get("model") if isinstance(tree.value, dict) else None
+    method = model.value.get("core_method") if model and isinstance(model.value, dict) else None
+    if method is None:
+        return False
+    return not difflib.get_close_matches(
+        str(method.value), [ModelConfig().core_method], cutoff=0.75
+    )
+
+
+def host_block(tree: Located) -> HostBlock:
+    """Return our block of a host's hypes file; without one, the host's own training is repeated.
+
+    Raises:
+        UserError: On unknown keys and wrong values.
+    """
+    own = tree.value.get(BLOCK) if isinstance(tree.value, dict) else None
+    if own is None:
+        return HostBlock(strategy="one_time", host=HostKeys(random="host"))
+    return build(HostBlock, own, BLOCK)

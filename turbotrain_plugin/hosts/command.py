@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbotrain_plugin.config import load_tree
-from turbotrain_plugin.hosts.hypes import describes_host, read
+from turbotrain_plugin.config import describes_host, load_tree
+from turbotrain_plugin.hosts.hypes import read
 from turbotrain_plugin.structures import UserError
 
 CONFIG = "config.yaml"
@@ -25,6 +25,7 @@ class HostRequest:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         seed: Takes the place of ``turbotrain.host.seed``.
         half: Mixed precision.
+        dry_run: Refused: a host says nothing before it runs.
     """
 
     hypes: str | None
@@ -34,6 +35,7 @@ class HostRequest:
     device: str
     seed: int | None
     half: bool
+    dry_run: bool = False
 
 
 def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
@@ -59,6 +61,8 @@ def train(request: HostRequest) -> int:
     from turbotrain_plugin.engine.assembly import pick_device
     from turbotrain_plugin.hosts.run import train_host
 
+    if request.dry_run:
+        raise UserError("--dry-run is for our own networks; a host's model has to be run.")
     folder = request.model_dir
     own = folder / CONFIG if folder is not None else None
     file = own if own is not None and own.is_file() else request.hypes
@@ -74,3 +78,33 @@ def train(request: HostRequest) -> int:
         overrides.append("turbotrain.amp=bf16")
     hypes = read(file, overrides, request.seed)
     return train_host(hypes, folder, pick_device(request.device))
+
+
+def evaluate(
+    folder: Path,
+    *,
+    device: str,
+    split: str,
+    epoch: int | None,
+    overrides: Sequence[str],
+    out: Path | None,
+) -> int:
+    """Run ``opencood evaluate`` on the run folder of a host's model; return the exit code.
+
+    Args:
+        folder: The run folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        split: ``test`` or ``validate``.
+        epoch: Which ``net_epoch<N>.pth``; the newest without it.
+        overrides: ``key=value`` entries.
+        out: Where to write.
+
+    Raises:
+        UserError: On anything the user can mend.
+    """
+    from turbotrain_plugin.engine.assembly import pick_device
+    from turbotrain_plugin.hosts.run import evaluate_folder
+
+    hypes = read(folder / CONFIG, overrides)
+    evaluate_folder(hypes, folder, pick_device(device), split=split, epoch=epoch, out=out)
+    return 0

@@ -10,14 +10,12 @@ from typing import Any, Final
 
 import yaml
 
-from turbotrain_plugin.config import HostBlock, HostKeys, ModelConfig, load_tree, to_plain
-from turbotrain_plugin.config.build import build
-from turbotrain_plugin.config.yaml_tree import Located
+from turbotrain_plugin.config import HostBlock, host_block, load_tree, to_plain
+from turbotrain_plugin.config.host import BLOCK
 from turbotrain_plugin.hosts.base import Host, HostModules
 from turbotrain_plugin.hosts.compat.loading import parsed
 from turbotrain_plugin.structures import UserError
 
-BLOCK: Final = "turbotrain"
 _NEEDED: Final = ("name", "train_params", "fusion", "postprocess", "model", "loss", "optimizer")
 
 
@@ -54,13 +52,6 @@ class HostHypes:
         return text
 
 
-def describes_host(tree: Located) -> bool:
-    """Return whether a hypes file is a host's: it names a model that is not ours."""
-    model = tree.value.get("model") if isinstance(tree.value, dict) else None
-    method = model.value.get("core_method") if model and isinstance(model.value, dict) else None
-    return method is not None and method.value != ModelConfig().core_method
-
-
 def read(name: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> HostHypes:
     """Read a host's hypes file.
 
@@ -75,15 +66,11 @@ def read(name: str | Path, overrides: Sequence[str] = (), seed: int | None = Non
     tree = load_tree(name, overrides)
     if not isinstance(tree.value, dict):
         raise UserError(f"{name}: a hypes file must be a mapping.")
-    own = tree.value.get(BLOCK)
     host_part = {key: item.plain() for key, item in tree.value.items() if key != BLOCK}
     missing = [key for key in _NEEDED if key not in host_part]
     if missing:
         raise UserError(f"{tree.source}: a host's hypes file needs {', '.join(missing)}.")
-    if own is None:
-        block = HostBlock(strategy="one_time", host=HostKeys(random="host"))
-    else:
-        block = build(HostBlock, own, BLOCK)
+    block = host_block(tree)
     if seed is not None:
         block = replace(block, host=replace(block.host, seed=seed))
     return HostHypes(host_part, block, tree.source)

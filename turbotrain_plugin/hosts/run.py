@@ -132,6 +132,45 @@ def _run_stage(
 # --------------------------------------------------------------------------------------- evaluation
 
 
+def evaluate_folder(
+    hypes: HostHypes,
+    folder: Path,
+    device: torch.device,
+    *,
+    split: str,
+    epoch: int | None,
+    out: Path | None,
+) -> None:
+    """Evaluate the newest weights of a run folder, as the hosts do, or those of an epoch.
+
+    Args:
+        hypes: Of the folder.
+        folder: Written by us or by the host's own train.py.
+        device: Where to compute.
+        split: ``test`` or ``validate``.
+        epoch: Which ``net_epoch<N>.pth``.
+        out: Where to write; None: the folder, or ``<split>/`` in it.
+
+    Raises:
+        UserError: When there are no weights, or they are another model's.
+    """
+    if split not in ("test", "validate"):
+        raise UserError(f"A host's model is evaluated on test or validate. Found {split!r}.")
+    by_epoch = checkpoints.epoch_files(folder)
+    if epoch is None and by_epoch:
+        epoch = max(by_epoch)
+    weights_file = checkpoints.find_weights(folder, epoch)
+    out = out or (folder if split == "test" else folder / split)
+    out.mkdir(parents=True, exist_ok=True)
+    root = locate(hypes.block.host.root)
+    with enter(host_named(hypes.block.host.name, root), root) as session:
+        parsed = hypes.parsed(session.host, session.modules)
+        model: nn.Module = session.modules.train_utils.create_model(parsed)
+        weights = checkpoints.model_weights(checkpoints.load(weights_file))
+        checkpoints.load_weights(model, weights, weights_file)
+        evaluate_model(session, hypes, parsed, model.to(device), out, split)
+
+
 def evaluate_model(
     session: Session,
     hypes: HostHypes,
