@@ -53,6 +53,9 @@ HYPES = {
     "turbotrain_plugin.hypes_yaml": "hypes_yaml",
     "turbotrain_plugin.hypes_yaml._base": "hypes_yaml/_base",
     "turbotrain_plugin.hypes_yaml.ablations": "hypes_yaml/ablations",
+    "turbotrain_plugin.hypes_yaml.pillars": "hypes_yaml/pillars",
+    "turbotrain_plugin.hypes_yaml.tiny": "hypes_yaml/tiny",
+    "turbotrain_plugin.hypes_yaml.tiny_second": "hypes_yaml/tiny_second",
 }
 PATCHES = {"turbotrain_plugin.patches": "patches"}
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from turbotrain_plugin.engine.tensor_memory import peak_tensor_bytes
+
 __all__ = ["machine", "measure", "peak_memory", "write_result"]
 
 
@@ -65,28 +67,8 @@ def _now() -> float:
 
 
 def peak_memory(step: Callable[[], None]) -> int:
-    """Return the most bytes of tensors that ``step`` has allocated at one time, above the start.
-
-    On the CPU every allocation is taken from torch's profiler; what existed before is not counted.
-    """
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        step()
-    assert profile.kineto_results is not None
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in profile.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    current = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        current += change
-        peak = max(peak, current)
-    return peak
+    """Return the most bytes of tensors that ``step`` has allocated at one time, above the start."""
+    return peak_tensor_bytes(step, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def machine() -> dict[str, Any]:

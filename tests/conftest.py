@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -14,3 +17,12 @@ def _private_cache(
 ) -> None:
     """Keep synthetic scenes made by tests out of the user's cache."""
     monkeypatch.setenv("TURBOTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Undo what a command line called by a test has set up for its own log."""
+    logger = logging.getLogger("turbotrain_plugin")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before

@@ -89,7 +89,7 @@ def make_batch(
         voxels=voxels,
         map=_make_map(grid, len(record_len), shape, rng) if shape.map_stride else None,
         targets=_make_targets(grid, truth),
-        reconstruction=_current_points(voxels, sample_of_agent, hist_frames),
+        reconstruction=_points(voxels, sample_of_agent, hist_frames),
         truth=list(truth),
         keys=[("made", 10 * index, 1) for index in range(len(record_len))],
     )
@@ -246,17 +246,18 @@ def _encode(box: NDArray[np.float32], cell: NDArray[np.float32], yaw: float) -> 
     ]
 
 
-def _current_points(
+def _points(
     voxels: Voxels, sample_of_agent: NDArray[np.int64], hist_frames: int
 ) -> ReconstructionPoints:
+    """Return the points of all frames; those of the past have an age above 0."""
     map_index = voxels.coordinates[:, 0].to(torch.int64)
     slots = torch.arange(voxels.points.shape[1])
-    used = (slots[None] < voxels.point_counts[:, None]) & (
-        map_index % hist_frames == hist_frames - 1
-    )[:, None]
+    used = slots[None] < voxels.point_counts[:, None]
     agent = (map_index // hist_frames)[:, None].expand_as(used)[used]
+    age = hist_frames - 1 - (map_index % hist_frames)[:, None].expand_as(used)[used]
     return ReconstructionPoints(
         xyz=voxels.points[used][:, :3],
         sample=torch.from_numpy(sample_of_agent)[agent],
         agent=agent,
+        age=age,
     )

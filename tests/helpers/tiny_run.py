@@ -67,28 +67,57 @@ def write_hypes(folder: Path) -> Path:
     return file
 
 
-def write_shipped(tiny: Path, name: str) -> Path:
-    """Lay what a shipped file adds to ``turbotrain_v2xpnp.yaml`` over the tiny run's file.
+SHRUNK = """
+root_dir: {root}
+validate_dir: {root}
+test_dir: {root}
+train_params: {{batch_size: 1, epoches: 1, max_cav: 3, eval_freq: 0, save_freq: 0}}
+preprocess:
+  args: {{voxel_size: {voxel}, max_points_per_voxel: 4, max_voxel_train: 400, max_voxel_test: 400}}
+  cav_lidar_range: [-32, -32, -5, 32, 32, 3]
+postprocess:
+  anchor_args: {{feature_stride: {stride}}}
+model:
+  args:
+    channels: 16
+    encoder: {{pillar_channels: 8, pillar_blocks: [1, 1], widths: [4, 4, 8, 8]}}
+    neck: {{layers: [1, 1], filters: [8, 8], upsample_filters: [8, 8], out_channels: 0}}
+    temporal: {{heads: 2, ffn: 32}}
+    fusion: {{windows: [4, 8], window_heads: [2, 2], heads: 2, ffn: 16}}
+    map: {{stride: 4, heads: 2, ffn: 16}}
+    prediction_head: {{hidden: 8}}
+turbotrain:
+  data: {{sample_stride: 12, num_workers: 0, require_history: false}}
+  pretrain: {{epoches: 1, batch_size: 1}}
+  balance: {{free_steps: 1, balance_steps: 1}}
+  evaluation: {{range: [-32, -32, -5, 32, 32, 3], pictures: 0}}
+  logging: {{log_dir: {logs}, save_steps: 0, tensorboard: false}}
+  patience: 0
+  threads: 1
+"""
+SHRUNK_SIZES = {"second": ("[0.5, 0.5, 0.2]", 8), "pillars": ("[2, 2, 8]", 2)}
+"""Encoder -> voxel and stride: cells of 4 m, 16 x 16 of them."""
+
+
+def write_shrunk(tiny: Path, name: str) -> Path:
+    """Lay sizes that train in a second, and nothing else, over a shipped file.
 
     Args:
-        tiny: What ``write_hypes`` returned; the new file is written beside it.
+        tiny: What ``write_hypes`` returned, for its scenes; the new file is written beside it.
         name: Bare name of the shipped file.
     """
-    bases: list[str] = [tiny.name]
-    for level, own in enumerate(_additions(find_hypes(name))):
-        bases.append(f"{level}_{name}")
-        (tiny.parent / bases[-1]).write_text(yaml.safe_dump(own), encoding="utf-8")
-    file = tiny.with_name(f"tiny_{name}")
+    shipped = load_hypes(name)
+    voxel, stride = SHRUNK_SIZES[shipped.model.args.encoder.core_method]
+    folder = tiny.parent
+    sizes = folder / f"sizes_{name}"
+    sizes.write_text(
+        SHRUNK.format(root=folder / "data", logs=folder / "logs", voxel=voxel, stride=stride),
+        encoding="utf-8",
+    )
+    file = folder / f"shrunk_{name}"
+    bases = [str(find_hypes(name)), sizes.name]
     file.write_text(yaml.safe_dump({"_base_": bases}), encoding="utf-8")
     return file
-
-
-def _additions(file: Path) -> list[dict[str, Any]]:
-    """Return what the files between ``turbotrain_v2xpnp.yaml`` and ``file`` say, each alone."""
-    if file.name == "turbotrain_v2xpnp.yaml":
-        return []
-    own = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return [*_additions(file.parent / own.pop("_base_")), own]
 
 
 def tiny_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:

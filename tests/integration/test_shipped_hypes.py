@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.tiny_run import steps_of, write_hypes, write_shipped
+from tests.helpers.tiny_run import steps_of, write_hypes, write_shrunk
 from turbotrain_plugin.config import RunConfig, load_hypes, shipped_hypes
 from turbotrain_plugin.data.targets import grid_from_config
 from turbotrain_plugin.engine import evaluate
@@ -18,30 +18,16 @@ from turbotrain_plugin.engine.stages import network_config, stages_of
 from turbotrain_plugin.engine.trainer import Trainer
 from turbotrain_plugin.models import build_model
 
-FULL = ("turbotrain_v2xpnp.yaml", "turbotrain_v2xpnp_tiny.yaml")
-"""Files with sizes of their own; all others say only what differs from the first."""
-
-CHEAP = [
-    "train_params={batch_size: 1, epoches: 1, eval_freq: 0, save_freq: 0}",
-    "turbotrain.pretrain.epoches=1",
-    "turbotrain.data.sample_stride=12",
-    "turbotrain.balance={free_steps: 1, balance_steps: 1}",
-    "turbotrain.logging.save_steps=0",
-    "turbotrain.evaluation.pictures=0",
-]
-MORE = {"pretrain_half_history.yaml": ["turbotrain.data.hist_frames=4"]}
-"""So that half is less than all; the tiny run has three frames."""
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hypes(tmp_path_factory.mktemp("shipped"))
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped_hypes()) - set(FULL)))
+@pytest.mark.parametrize("name", sorted(shipped_hypes()))
 def test_trained_and_evaluated(name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "draw_all", lambda *_: [])
-    config = load_hypes(write_shipped(tiny, name), [*CHEAP, *MORE.get(name, [])])
+    config = load_hypes(write_shrunk(tiny, name))
     assert config.name == Path(name).stem
     folder = make_run_folder(config)
     records = Trainer(config, folder, torch.device("cpu")).run(resume=False)

@@ -55,48 +55,58 @@ def test_counts_of_every_map(ratio: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ["any", "all"])
-def test_region(rule: str) -> None:
+@pytest.mark.parametrize("targets", [1, 2, _FRAMES])
+def test_region(rule: str, targets: int) -> None:
     batch = _batch(1)
     generator = torch.Generator().manual_seed(1)
     masked = mask_columns(batch.voxels.coordinates, _GRID, 0.6, generator)
     sample_of_agent = [0, 0, 0, 1, 2, 2]
-    fates: dict[tuple[int, int, int], list[bool]] = defaultdict(list)
+    fates: dict[tuple[int, ...], list[bool]] = defaultdict(list)
     for row, hidden in zip(batch.voxels.coordinates.tolist(), masked.tolist(), strict=True):
-        if row[0] % _FRAMES == _FRAMES - 1:
-            fates[(sample_of_agent[row[0] // _FRAMES], *_cell(row))].append(hidden)
+        frame = row[0] % _FRAMES - (_FRAMES - targets)
+        if frame >= 0:
+            fates[(sample_of_agent[row[0] // _FRAMES], frame, *_cell(row))].append(hidden)
     decide = any if rule == "any" else all
     expected = sorted(place for place, hidden in fates.items() if decide(hidden))
-    region = masked_region(batch, masked, _GRID, rule)
+    region = masked_region(batch, masked, _GRID, rule, target_frames=targets)
+    assert region.shape == (3, targets, _GRID.height, _GRID.width)
     assert [tuple(place) for place in region.nonzero().tolist()] == expected
 
 
-def test_region_lies_where_the_current_points_are() -> None:
-    """Voxels and raw points of a made batch agree cell by cell."""
+@pytest.mark.parametrize("targets", [1, _FRAMES])
+def test_region_lies_where_the_points_are(targets: int) -> None:
+    """Voxels and raw points of a made batch agree cell by cell, in every frame."""
     batch = _batch(2)
     assert batch.reconstruction is not None
     everything = torch.ones(len(batch.voxels.coordinates), dtype=torch.bool)
-    region = masked_region(batch, everything, _GRID, "any")
-    occupied = occupied_bins(cell_points(batch.reconstruction, _GRID), region.numel(), 20)
+    region = masked_region(batch, everything, _GRID, "any", target_frames=targets)
+    found = cell_points(batch.reconstruction, _GRID, targets)
+    occupied = occupied_bins(found, region.numel(), 20)
     assert torch.equal(occupied.any(dim=1), region.view(-1))
 
 
-def test_targets_and_occupancy() -> None:
+@pytest.mark.parametrize("frames", [1, 2])
+def test_targets_and_occupancy(frames: int) -> None:
     batch = _batch(3)
     assert batch.reconstruction is not None
     points = batch.reconstruction
     by_cell: dict[int, list[tuple[float, ...]]] = defaultdict(list)
     bins: set[tuple[int, int]] = set()
-    for (x, y, z), sample in zip(points.xyz.tolist(), points.sample.tolist(), strict=True):
+    owners = zip(points.xyz.tolist(), points.sample.tolist(), points.age.tolist(), strict=True)
+    for (x, y, z), sample, age in owners:
+        if age >= frames:
+            continue
         column = math.floor((x - _GRID.range_m[0]) / 0.8)
         row = math.floor((y - _GRID.range_m[1]) / 0.8)
-        cell = (sample * _GRID.height + row) * _GRID.width + column
+        target = sample * frames + frames - 1 - age
+        cell = (target * _GRID.height + row) * _GRID.width + column
         centre_x = _GRID.range_m[0] + (column + 0.5) * 0.8
         centre_y = _GRID.range_m[1] + (row + 0.5) * 0.8
         by_cell[cell].append(((x - centre_x) / 0.8, (y - centre_y) / 0.8, (z + 1.0) / 8.0))
         bins.add((cell, math.floor((z + 5.0) / 0.4)))
-    region = torch.rand(3, _GRID.height, _GRID.width, generator=torch.Generator().manual_seed(0))
-    region_cells = region < 0.5
-    found = cell_points(points, _GRID)
+    shape = (3, frames, _GRID.height, _GRID.width)
+    region_cells = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = cell_points(points, _GRID, frames)
     targets = choose_points(found, region_cells, 64, torch.Generator().manual_seed(0))
     wanted = {cell for cell in by_cell if region_cells.view(-1)[cell]}
     assert targets.cell.tolist() == sorted(wanted)
@@ -107,5 +117,5 @@ def test_targets_and_occupancy() -> None:
         torch.testing.assert_close(
             torch.tensor(sorted(xyz[:count].tolist())), expected, atol=2e-5, rtol=0
         )
-    occupied = occupied_bins(found, region.numel(), 20)
+    occupied = occupied_bins(found, region_cells.numel(), 20)
     assert {(cell, height) for cell, height in occupied.nonzero().tolist()} == bins

@@ -28,6 +28,7 @@ from turbotrain_plugin.balancing.processes import (
     average_combined,
     average_gradients,
     process_count,
+    same_weights,
     sum_over_processes,
 )
 from turbotrain_plugin.balancing.records import Decision
@@ -276,6 +277,7 @@ class GatheredStep:
                 rows = self._gradients.rows(self._sharing.named(balanced), given.scale)
         self.evidence = TaskStep(tasks, gramian, sum_over_batches(given.batches, tasks), rows)
         weights, direction = decide(self._method, self.evidence)
+        weights = same_weights(weights, self._home)
         self.decision = Decision(tasks, gramian, weights)
         return weights, direction
 

@@ -25,6 +25,7 @@ __all__ = [
     "average_gradients",
     "average_losses",
     "process_count",
+    "same_weights",
     "sum_over_processes",
 ]
 
@@ -154,6 +155,22 @@ def average_losses(losses: Mapping[str, Tensor], home: torch.device) -> dict[str
         return detached
     (means,) = average([torch.stack([loss.to(home, wide(home)) for loss in detached.values()])])
     return dict(zip(detached, means.unbind(), strict=True))
+
+
+def same_weights(weights: Mapping[str, float], home: torch.device) -> dict[str, float]:
+    """Return task -> weight as the first process decided, so that no process drifts away.
+
+    All decide over the same Gramian, but a method may draw from a random generator of its own.
+
+    Args:
+        weights: Task -> weight, the same tasks on all processes.
+        home: A device that the processes can exchange.
+    """
+    if process_count() == 1:
+        return dict(weights)
+    held = torch.tensor(list(weights.values()), dtype=wide(home), device=home)
+    torch.distributed.broadcast(held, src=0)
+    return dict(zip(weights, held.tolist(), strict=True))
 
 
 def sum_over_processes(matrix: Tensor, home: torch.device) -> Tensor:

@@ -18,7 +18,9 @@ import turbotrain_plugin
 from turbotrain_plugin.cli.data import add_data
 from turbotrain_plugin.cli.host import add_host
 from turbotrain_plugin.cli.hypes import add_config
+from turbotrain_plugin.cli.profile import add_profile
 from turbotrain_plugin.cli.training import add_evaluate, add_train
+from turbotrain_plugin.cli.visualize import add_visualize
 from turbotrain_plugin.errors import UserError
 
 USER_ERROR = 2
@@ -27,6 +29,7 @@ USER_ERROR = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code (2 for mistakes of the user)."""
     options = _parser().parse_args(argv)
+    options.command_line = list(sys.argv[1:] if argv is None else argv)
     _configure_log(options.verbose)
     try:
         code: int = options.run(options)
@@ -71,7 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=turbotrain_plugin.__version__)
     parser.add_argument("--verbose", action="store_true", help="say more, show warnings")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (add_train, add_evaluate, add_data, add_host, add_config):
+    for add in (
+        add_train,
+        add_evaluate,
+        add_visualize,
+        add_profile,
+        add_data,
+        add_host,
+        add_config,
+    ):
         add(verbs)
     doctor = verbs.add_parser("doctor", help="check this machine and say what to fix")
     doctor.set_defaults(run=_doctor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
@@ -15,6 +16,12 @@ def add_train(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--model_dir", type=Path, metavar="DIR", help="run folder to go on in")
     parser.add_argument("--resume", action="store_true", help="go on exactly where a run stopped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train in N processes on this machine, one a GPU (with --device cpu: on the CPU)",
+    )
     parser.add_argument("--seed", type=int, help="replaces the file's seed")
     parser.add_argument("--half", action="store_true", help="mixed precision (bf16)")
     parser.add_argument(
@@ -44,6 +51,8 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from turbotrain_plugin.engine.distributed import is_launched
+    from turbotrain_plugin.engine.launch import launch
     from turbotrain_plugin.hosts import command
 
     if command.is_for_host(options.hypes, options.model_dir):
@@ -57,10 +66,14 @@ def _train(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 half=options.half,
                 dry_run=options.dry_run,
+                alone=options.gpus in (None, 1) and not is_launched(os.environ),
             )
         )
     from turbotrain_plugin.engine.run import TrainRequest, train
 
+    alone = options.gpus in (None, 1) or options.dry_run
+    if not alone and not is_launched(os.environ):
+        return launch(options.gpus, options.device, options.command_line)
     return train(
         TrainRequest(
             hypes=options.hypes,
@@ -76,7 +89,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.engine.assembly import pick_device
+    import torch
+
+    from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.engine.evaluate import evaluate_run
     from turbotrain_plugin.hosts import command
 
@@ -92,12 +107,16 @@ def _evaluate(options: argparse.Namespace) -> int:
             overrides=overrides,
             out=options.out,
         )
-    evaluate_run(
-        options.model_dir,
-        device=pick_device(options.device),
-        split=options.split,
-        epoch=options.epoch,
-        overrides=overrides,
-        out=options.out,
-    )
-    return 0
+
+    def work(device: torch.device) -> int:
+        evaluate_run(
+            options.model_dir,
+            device=device,
+            split=options.split,
+            epoch=options.epoch,
+            overrides=overrides,
+            out=options.out,
+        )
+        return 0
+
+    return run_together(work, options.device)

@@ -30,6 +30,7 @@ from turbotrain_plugin.config.hypes import (
     to_yaml,
 )
 from turbotrain_plugin.config.model import (
+    DistillConfig,
     EncoderConfig,
     FusionConfig,
     MapConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "BalanceArgs",
     "BalanceConfig",
     "DataConfig",
+    "DistillConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",

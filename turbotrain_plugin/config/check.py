@@ -28,6 +28,7 @@ def _problems(config: RunConfig) -> Iterator[str]:
     yield from _anchors(config)
     yield from _augment(config)
     yield from _channels(config)
+    yield from _distillation(config)
     yield from _training(config)
     yield from _stages(config)
     yield from _balance_args(config)
@@ -49,7 +50,6 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "turbotrain.data.future_steps": data.future_steps,
         "turbotrain.data.step_frames": data.step_frames,
         "turbotrain.data.sample_stride": data.sample_stride,
-        "turbotrain.pretrain.epoches": config.turbotrain.pretrain.epoches,
         "turbotrain.pretrain.batch_size": config.turbotrain.pretrain.batch_size,
         "turbotrain.pretrain.points.count": config.turbotrain.pretrain.points.count,
         "turbotrain.pretrain.points.max_targets": config.turbotrain.pretrain.points.max_targets,
@@ -77,6 +77,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "turbotrain.logging.save_steps": config.turbotrain.logging.save_steps,
         "turbotrain.patience": config.turbotrain.patience,
         "turbotrain.pretrain.occ.empty_ratio": config.turbotrain.pretrain.occ.empty_ratio,
+        "turbotrain.pretrain.epoches": config.turbotrain.pretrain.epoches,
     }
     for name, count in not_negative.items():
         if count < 0:
@@ -183,6 +184,24 @@ def _channels(config: RunConfig) -> Iterator[str]:
     ratio = args.compression.ratio
     if ratio < 0 or (ratio and args.channels % ratio):
         yield f"model.args.compression.ratio must be 0 or divide {args.channels}. Found {ratio}."
+    elif ratio and args.fusion.core_method in ("early", "late"):
+        yield (
+            "model.args.compression.ratio must be 0 with early or late fusion, which send points "
+            f"or objects and no maps. Found {ratio}."
+        )
+
+
+def _distillation(config: RunConfig) -> Iterator[str]:
+    fusion = config.model.args.fusion
+    if fusion.distill.teacher and fusion.core_method != "disconet":
+        yield (
+            "model.args.fusion.distill.teacher needs core_method disconet, the one that learns "
+            f"from a teacher. Found {fusion.core_method}."
+        )
+    if not fusion.distill.weight >= 0:
+        yield (
+            f"model.args.fusion.distill.weight must not be negative. Found {fusion.distill.weight}."
+        )
 
 
 def _training(config: RunConfig) -> Iterator[str]:
@@ -216,6 +235,7 @@ def _stages(config: RunConfig) -> Iterator[str]:
             "turbotrain.manual.epoches must hold one number of at least 1 for each of the four "
             f"stages, or nothing. Found {list(epoches)}."
         )
+    yield from _initial(config)
     pretrain, frames = config.turbotrain.pretrain, config.turbotrain.data.hist_frames
     if not 0 <= pretrain.hist_frames <= frames:
         yield (
@@ -227,6 +247,26 @@ def _stages(config: RunConfig) -> Iterator[str]:
             "turbotrain.pretrain.min_coverage must be below 1 where turbotrain.pretrain.hist_frames"
             f" {pretrain.hist_frames} differs from turbotrain.data.hist_frames {frames}: temporal "
             "fusion then cannot be carried over whole."
+        )
+
+
+def _initial(config: RunConfig) -> Iterator[str]:
+    strategy, pretrain = config.turbotrain.strategy, config.turbotrain.pretrain
+    pretrains = strategy in ("turbotrain", "turbotrain_no_balance", "pretrain_only")
+    if pretrain.init and not pretrains:
+        yield (
+            f"turbotrain.pretrain.init is for strategies that pretrain. Found {strategy}; use "
+            "turbotrain_no_balance with turbotrain.pretrain.epoches=0 to fine-tune from a file."
+        )
+    if pretrain.init_rename and not pretrain.init:
+        yield "turbotrain.pretrain.init_rename has nothing to rename: init is empty."
+    if not pretrains or pretrain.epoches > 0:
+        return
+    if strategy == "pretrain_only" or not pretrain.init:
+        yield (
+            "turbotrain.pretrain.epoches 0 skips pretraining, which needs weights in "
+            "turbotrain.pretrain.init and a strategy that goes on (turbotrain or "
+            "turbotrain_no_balance); without weights the strategy is one_time."
         )
 
 

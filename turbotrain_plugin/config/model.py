@@ -54,6 +54,20 @@ class TemporalConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """``model.args.fusion.distill``: DiscoNet's teacher."""
+
+    teacher: str = key(
+        "", "DiscoNet: run folder of the early-fusion teacher (empty: no distillation)."
+    )
+    weight: float = key(
+        1e4,
+        "DiscoNet: weight of the distillation loss, a mean over all values of the map (HEAL's; the "
+        "authors' code: 1e5 on each of four maps).",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FusionConfig:
     """``model.args.fusion``: agent fusion."""
 
@@ -70,6 +84,8 @@ class FusionConfig:
             "ffnet",
             "cobevflow",
             "no_fusion",
+            "early",
+            "late",
         ),
     )
     windows: tuple[int, ...] = key((4, 8, 16), "V2XPnP, V2X-ViT: window sizes in cells.")
@@ -82,6 +98,7 @@ class FusionConfig:
     last_relu: bool = key(
         True, "DiscoNet: ReLU behind the agent weights' network, as its code has it."
     )
+    distill: DistillConfig = group(DistillConfig, "DiscoNet: learning from a teacher.")
     rounds: int = key(2, "V2VNet: rounds of messages.")
     gru_state: str = key(
         "map",

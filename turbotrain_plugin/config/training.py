@@ -77,10 +77,16 @@ class MaskConfig:
     """``turbotrain.pretrain.mask``."""
 
     ratio: float = key(0.7, "Share of the non-empty BEV columns that is hidden (paper).")
-    scope: str = key("independent", "Draw per agent and frame.", choices=("independent",))
+    scope: str = key(
+        "independent",
+        "independent: a draw per agent and frame, so another may show what one hides; tube: one "
+        "for an agent's frames; shared: one for all agents and frames. Our choice.",
+        choices=("independent", "tube", "shared"),
+    )
     mode: str = key(
         "token_sites",
-        "Masked voxels carry a learned token at their place, or are dropped.",
+        "Masked voxels carry a learned token at their place (which shows where points were), or "
+        "are dropped.",
         choices=("token_sites", "drop"),
     )
 
@@ -126,8 +132,21 @@ def _paper_pretrain_scheduler() -> SchedulerConfig:
 class PretrainConfig:
     """``turbotrain.pretrain``."""
 
-    epoches: int = key(15, "Epochs (paper).", aliases=("epochs",))
+    epoches: int = key(
+        15, "Epochs (paper); 0, with init: go to fine-tuning at once.", aliases=("epochs",)
+    )
     batch_size: int = key(4, "Samples per process and step (paper).")
+    root_dir: tuple[str, ...] = key(
+        (), "Logs to pretrain on, labels not needed ([]: root_dir). Our choice."
+    )
+    init: str = key(
+        "",
+        "Weights to start from: a run folder, or a .ckpt or .pth file of ours or in OpenCOOD's "
+        "names; modules they lack start afresh. Our choice.",
+    )
+    init_rename: tuple[str, ...] = key(
+        (), "Prefixes old=new of the names in init, replaced before they are matched. Our choice."
+    )
     optimizer: OptimizerConfig = group(
         _paper_pretrain_optimizer, "Optimiser; the paper: AdamW, 2e-3, weight decay 1e-2."
     )
@@ -138,12 +157,20 @@ class PretrainConfig:
     loss_region: str = key(
         "any", "Cells masked in any, or in all agents that see them.", choices=("any", "all")
     )
+    target_frames: str = key(
+        "current",
+        "Rebuild the current frame, or all of them, each with outputs of its own. Our choice.",
+        choices=("current", "all"),
+    )
     hist_frames: int = key(
         0,
         "Past frames including the current one (0: turbotrain.data.hist_frames). With fewer, what "
         "temporal fusion learns per frame starts afresh in fine-tuning.",
     )
     agent_fusion: bool = key(True, "Reconstruct from the fused feature (else from the ego's).")
+    compression: bool = key(
+        False, "Send maps through the compressor, which is then handed on, too. Our choice."
+    )
     min_coverage: float = key(1.0, "Share of each transferred module that must load.")
     transfer_neck: bool = key(
         False,
@@ -261,6 +288,7 @@ class TurboTrainConfig:
         choices=(
             "turbotrain",
             "turbotrain_no_balance",
+            "pretrain_only",
             "one_time",
             "one_time_single_agent",
             "manual",
@@ -278,5 +306,10 @@ class TurboTrainConfig:
     )
     max_bad_steps: int = key(20, "Non-finite steps in a row before the run stops.")
     amp: str = key("off", "Mixed precision.", choices=("off", "bf16", "fp16"))
+    sync_batchnorm: bool = key(
+        False,
+        "Normalise by the batches of all processes together (GPUs only), else each by its own, "
+        "with running statistics averaged over them. Our choice.",
+    )
     deterministic: bool = key(True, "Ask torch for deterministic algorithms.")
     threads: int = key(0, "Torch threads of the main process (0: torch's own choice).")

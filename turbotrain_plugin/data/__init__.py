@@ -2,6 +2,7 @@
 
 from turbotrain_plugin.data.augment import Similarity, augment, draw
 from turbotrain_plugin.data.clips import ClipBuilder, build_sample, select_objects
+from turbotrain_plugin.data.clouds import cloud_batch
 from turbotrain_plugin.data.loader import BatchLoader, CooperativeDataset, SampleKey, make_loader
 from turbotrain_plugin.data.prepare import PreparedSample, collate
 from turbotrain_plugin.data.targets import (
@@ -30,6 +31,7 @@ __all__ = [
     "anchors_from_config",
     "augment",
     "build_sample",
+    "cloud_batch",
     "collate",
     "draw",
     "grid_from_config",

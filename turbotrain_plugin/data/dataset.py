@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +21,11 @@ from turbotrain_plugin.data.augment import augment, draw
 from turbotrain_plugin.data.clips import ClipBuilder, select_objects
 from turbotrain_plugin.data.formats import open_root
 from turbotrain_plugin.data.formats.base import ScenarioReader, SceneIndex
+from turbotrain_plugin.data.joined import busiest_neighbour, join_agents, single_agent
 from turbotrain_plugin.data.prepare import (
     PreparedSample,
     SampleMap,
+    SamplePoints,
     map_cells,
     map_tokens,
     reconstruction_points,
@@ -48,7 +50,7 @@ PURPOSES: Final = ("pretrain", "train", "evaluate")
 SPLITS: Final = ("train", "validate", "test")
 
 # First words of the seeds, so that one kind of draw never repeats another (3: loader.py).
-_EGO_DRAW, _SAMPLE_DRAW = 1, 2
+_EGO_DRAW, _SAMPLE_DRAW, _AGENT_DRAW = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         purpose: ``pretrain``: augmented, random ego, current points for reconstruction, no labels
             and no map needed. ``train``: augmented, random ego, targets. ``evaluate``: no
             augmentation, fixed ego, the higher voxel limit, the same sample in every epoch.
+
+    With early fusion a sample's agents become one that saw all points. With late fusion a sample
+    holds one of its agents, drawn at random, and the objects that its points hit, but all agents
+    for ``evaluate``. For DiscoNet's teacher, training samples carry their joined clouds beside.
 
     Raises:
         UserError: If the roots hold no usable scene or the keys ask for what is not offered.
@@ -108,6 +114,12 @@ class CooperativeDataset(Dataset[PreparedSample]):
         train = purpose == "train"
         self._scenes = _labelled_scenes(self.reader, roots) if train else self.reader.scenes
         self._windows = ClipIndex(self._scenes, self.options)
+        method = config.model.args.fusion.core_method
+        self._joins = method == "early"
+        self._separates = method == "late" and purpose != "evaluate"
+        self._teaches = bool(
+            method == "disconet" and config.model.args.fusion.distill.teacher and train
+        )
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -120,21 +132,35 @@ class CooperativeDataset(Dataset[PreparedSample]):
         """
         rng = self._rng(_SAMPLE_DRAW, key.epoch, key.index)
         sample = self._raw(key, rng)
+        sent_points = None
+        if self._joins:
+            sent_points = busiest_neighbour(sample, self.grid.range_m)
+            sample = join_agents(sample)
         limits = self.config.preprocess.args
         evaluate = self.purpose == "evaluate"
         max_voxels = limits.max_voxel_test if evaluate else limits.max_voxel_train
+        prepared = self._prepared(sample, max_voxels, rng)
+        joined = None
+        if self._teaches:
+            # As many voxels as the agents have apart (our choice).
+            clouds = replace(join_agents(sample), truth=None, map=None)
+            joined = self._prepared(clouds, max_voxels * len(sample.agent_ids), rng)
+        return replace(prepared, sent_points=sent_points, joined=joined)
+
+    def _prepared(
+        self, sample: Sample, max_voxels: int, rng: np.random.Generator
+    ) -> PreparedSample:
+        max_points = self.config.preprocess.args.max_points_per_voxel
         return PreparedSample(
             key=(sample.scene, sample.frame, sample.agent_ids[0]),
             agent_types=sample.agent_types,
             frame_valid=sample.frame_valid,
             time_offset_s=sample.time_offset_s,
             ego_SE3_agent=sample.ego_SE3_agent,
-            voxels=sample_voxels(sample, self.grid, limits.max_points_per_voxel, max_voxels, rng),
+            voxels=sample_voxels(sample, self.grid, max_points, max_voxels, rng),
             map=self._map(sample),
             targets=self._targets(sample),
-            reconstruction=(
-                reconstruction_points(sample, self.grid) if self.purpose == "pretrain" else None
-            ),
+            reconstruction=self._reconstruction(sample),
             truth=sample.truth,
         )
 
@@ -144,7 +170,10 @@ class CooperativeDataset(Dataset[PreparedSample]):
         return tuple(self._scenes[number].name for number in self._windows.scene_numbers())
 
     def sample(self, key: SampleKey) -> Sample:
-        """Return the sample as the network sees it, with raw points in place of voxels."""
+        """Return the sample as the network sees it, with raw points in place of voxels.
+
+        Clouds are not joined yet, so that pictures tell whose a point is.
+        """
         return self._raw(key, self._rng(_SAMPLE_DRAW, key.epoch, key.index))
 
     def describe(self, key: SampleKey) -> str:
@@ -168,6 +197,9 @@ class CooperativeDataset(Dataset[PreparedSample]):
         sample = self._clips.build(self._scenes[window.scene], window.frame, ego_rng)
         if self.purpose == "train" or (self.purpose == "pretrain" and block.data_augment):
             sample = augment(sample, draw(self.config.data_augment, rng))
+        if self._separates:
+            agent = self._rng(_AGENT_DRAW, key.epoch, key.index).integers(len(sample.agent_ids))
+            sample = single_agent(sample, int(agent))
         return select_objects(sample, self.options)
 
     def _rng(self, draw_kind: int, epoch: int, number: int) -> np.random.Generator:
@@ -179,6 +211,13 @@ class CooperativeDataset(Dataset[PreparedSample]):
         if sample.map is None:
             return None
         return map_tokens(sample.map, self._cells, self.config.model.args.map.segments)
+
+    def _reconstruction(self, sample: Sample) -> SamplePoints | None:
+        if self.purpose != "pretrain":
+            return None
+        every = self.config.turbotrain.pretrain.target_frames == "all"
+        frames = self.config.turbotrain.data.hist_frames if every else 1
+        return reconstruction_points(sample, self.grid, frames)
 
     def _targets(self, sample: Sample) -> SampleTargets | None:
         if sample.truth is None:

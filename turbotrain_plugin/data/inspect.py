@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from turbotrain_plugin.data.checks.findings import KINDS, SEVERITIES, Finding
+from turbotrain_plugin.data.checks.maps import MapCheck
+from turbotrain_plugin.data.checks.overlap import check_overlaps
 from turbotrain_plugin.data.formats import find_reader
-from turbotrain_plugin.data.formats.base import SceneIndex
 from turbotrain_plugin.data.formats.folders import scene_folders, split_folders
 from turbotrain_plugin.data.root_stats import ClassStats, RootStats, SplitStats, root_stats
-from turbotrain_plugin.data.scene_checks import Finding, SceneCheck, check_scene
+from turbotrain_plugin.data.scene_checks import SceneCheck, check_scene
 
 __all__ = [
     "ClassStats",
@@ -48,7 +50,7 @@ class VerifyReport:
         ground_gap_m: Median over scenes of how far two agents disagree on the height of the ground;
             None where no two agents see the same ground.
         worst_ground_gap_m: The largest of any scene.
-        findings: Errors first.
+        findings: Errors first, notes (``info``) last.
     """
 
     roots: tuple[str, ...]
@@ -68,9 +70,19 @@ class VerifyReport:
         """Return whether nothing was found that training would stumble over."""
         return not any(finding.severity == "error" for finding in self.findings)
 
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """Return errors and warnings: all but what is usual in recordings."""
+        return tuple(finding for finding in self.findings if finding.severity != "info")
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
-        return {"ok": self.ok, **dataclasses.asdict(self)}
+        counts = Counter(finding.kind for finding in self.findings)
+        kinds = {
+            kind: {"severity": KINDS[kind][0], "meaning": KINDS[kind][1], "findings": count}
+            for kind, count in sorted(counts.items())
+        }
+        return {"schema": 1, "ok": self.ok, "kinds": kinds, **dataclasses.asdict(self)}
 
     def table(self, limit: int = 50) -> str:
         """Return the report as text.
@@ -89,13 +101,14 @@ class VerifyReport:
             f"points outside z  {self.points_outside_z:.1%} (z in [{low:g}, {high:g}] m)",
             f"ground agreement  {_metres(self.ground_gap_m)} median, "
             f"{_metres(self.worst_ground_gap_m)} worst scene",
-            f"findings          {kinds['error']} errors, {kinds['warning']} warnings",
+            f"findings          {kinds['error']} errors, {kinds['warning']} warnings, "
+            f"{kinds['info']} notes",
         ]
         for finding in self.findings[:limit]:
             agent = "" if finding.agent is None else f" agent {finding.agent}"
             frame = "" if finding.frame is None else f" frame {finding.frame:06d}"
             place = f"{finding.scene}{agent}{frame}"
-            lines.append(f"{finding.severity:<8}{place}: {finding.message}")
+            lines.append(f"{finding.severity:<8}{finding.kind:<20}{place}: {finding.message}")
         if len(self.findings) > limit:
             lines.append(f"... and {len(self.findings) - limit} more")
         return "\n".join(lines)
@@ -123,13 +136,18 @@ def verify_root(
     reader = find_reader(roots)
     scenes = [reader.index(path) for folder in folders for path in scene_folders(folder)]
     checks: list[SceneCheck] = []
+    maps = MapCheck()
     for done, scene in enumerate(scenes):
         if progress is not None:
             progress(done, len(scenes), scene.name)
-        checks.append(check_scene(scene, reader, cloud_stride=cloud_stride, z_range_m=z_range_m))
+        checks.append(
+            check_scene(scene, reader, maps, cloud_stride=cloud_stride, z_range_m=z_range_m)
+        )
     if progress is not None:
         progress(len(scenes), len(scenes), "")
-    findings = [*_overlaps(scenes), *(finding for check in checks for finding in check.findings)]
+    prints = {row: check.prints for row, check in enumerate(checks)}
+    findings = check_overlaps(scenes, prints)
+    findings += [finding for check in checks for finding in check.findings]
     points = sum(check.points for check in checks)
     gaps = [float(np.median(c.ground_gaps_m)) for c in checks if c.ground_gaps_m]
     return VerifyReport(
@@ -143,24 +161,8 @@ def verify_root(
         z_range_m=z_range_m,
         ground_gap_m=float(np.median(gaps)) if gaps else None,
         worst_ground_gap_m=max(gaps, default=None),
-        findings=tuple(sorted(findings, key=lambda finding: finding.severity != "error")),
+        findings=tuple(sorted(findings, key=lambda one: SEVERITIES.index(one.severity))),
     )
-
-
-def _overlaps(scenes: Sequence[SceneIndex]) -> list[Finding]:
-    """Find scenes that appear twice: in two splits (the test set leaks), or twice in one."""
-    places: dict[str, list[SceneIndex]] = defaultdict(list)
-    for scene in scenes:
-        places[scene.name].append(scene)
-    return [
-        Finding("error", name, None, None, f"the scene is in {_listed(found)}: splits overlap")
-        for name, found in places.items()
-        if len(found) > 1
-    ]
-
-
-def _listed(scenes: Sequence[SceneIndex]) -> str:
-    return " and ".join(str(scene.folder.parent) for scene in scenes)
 
 
 def _joined(numbers: Sequence[int]) -> str:

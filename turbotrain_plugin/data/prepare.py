@@ -75,10 +75,11 @@ class SampleMap:
 
 @dataclass(frozen=True, slots=True)
 class SamplePoints:
-    """What pretraining rebuilds: (P, 3) float32 current points in range and (P,) their agent."""
+    """What pretraining rebuilds: (P, 3) float32 points in range, (P,) agent and frames ago."""
 
     xyz: NDArray[np.float32]
     agent: NDArray[np.int64]
+    age: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class PreparedSample:
         targets: Supervision, or None.
         reconstruction: Only for pretraining.
         truth: Objects, None for unlabelled logs.
+        sent_points: (1,) int64 points of the busiest neighbour where clouds are joined, else None.
+        joined: The sample with joined clouds, for a teacher, or None.
     """
 
     key: tuple[str, int, int]
@@ -108,6 +111,8 @@ class PreparedSample:
     targets: SampleTargets | None
     reconstruction: SamplePoints | None
     truth: GroundTruth | None
+    sent_points: NDArray[np.int64] | None = None
+    joined: PreparedSample | None = None
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return every array of the sample in a fixed order, for comparison and hashing."""
@@ -166,11 +171,24 @@ def map_tokens(segments: MapSegments, cells: NDArray[np.float64], count: int) ->
     return SampleMap(segments.points[used], segments.valid[used], row[nearest])
 
 
-def reconstruction_points(sample: Sample, grid: BevGrid) -> SamplePoints:
-    """Return the current points of all kept agents inside the range, before any voxel limit."""
-    clouds = [frames[-1][inside_range(frames[-1], grid.range_m), :3] for frames in sample.points]
-    agent = np.repeat(np.arange(len(clouds)), [len(cloud) for cloud in clouds])
-    return SamplePoints(np.concatenate(clouds), agent.astype(np.int64))
+def reconstruction_points(sample: Sample, grid: BevGrid, frames: int = 1) -> SamplePoints:
+    """Return the points of all kept agents inside the range, before any voxel limit.
+
+    Args:
+        sample: The sample.
+        grid: Its range.
+        frames: How many of the latest frames; 1 is the current one alone.
+    """
+    chosen = [
+        (agent, age, clouds[-1 - age])
+        for agent, clouds in enumerate(sample.points)
+        for age in range(frames)
+    ]
+    kept = [cloud[inside_range(cloud, grid.range_m), :3] for _, _, cloud in chosen]
+    lengths = [len(cloud) for cloud in kept]
+    agents = np.array([agent for agent, _, _ in chosen], np.int64)
+    ages = np.array([age for _, age, _ in chosen], np.int64)
+    return SamplePoints(np.concatenate(kept), agents.repeat(lengths), ages.repeat(lengths))
 
 
 def collate(samples: Sequence[PreparedSample]) -> Batch:
@@ -193,6 +211,8 @@ def collate(samples: Sequence[PreparedSample]) -> Batch:
         reconstruction=_collate_points(samples),
         truth=[sample.truth for sample in samples],
         keys=[sample.key for sample in samples],
+        sent_points=_collate_sent(samples),
+        joined=_collate_joined(samples),
     )
 
 
@@ -260,7 +280,18 @@ def _collate_points(samples: Sequence[PreparedSample]) -> ReconstructionPoints |
         xyz=_stack(part.xyz for part in points),
         sample=torch.from_numpy(np.repeat(np.arange(len(points)), lengths)),
         agent=torch.from_numpy(agent),
+        age=_stack(part.age for part in points),
     )
+
+
+def _collate_sent(samples: Sequence[PreparedSample]) -> Tensor | None:
+    sent = [sample.sent_points for sample in samples if sample.sent_points is not None]
+    return _stack(sent) if len(sent) == len(samples) else None
+
+
+def _collate_joined(samples: Sequence[PreparedSample]) -> Batch | None:
+    joined = [sample.joined for sample in samples if sample.joined is not None]
+    return collate(joined) if len(joined) == len(samples) else None
 
 
 def _arrays(value: Any) -> list[NDArray[Any]]:  # noqa: ANN401 - nested dataclasses of arrays

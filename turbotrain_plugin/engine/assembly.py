@@ -13,6 +13,7 @@ from turbotrain_plugin.data import CooperativeDataset
 from turbotrain_plugin.engine.records import Steps
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.evaluation.protocol import RECORDING_HZ
+from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.synthetic import ensure_dataset
 
@@ -98,10 +99,15 @@ def build_dataset(config: RunConfig, split: str, purpose: str) -> CooperativeDat
 
 def build_network(config: RunConfig, dataset: CooperativeDataset) -> CooperativeNetwork:
     """Return a freshly initialised network; the same seed gives the same weights."""
+    return new_network(config, dataset.grid)
+
+
+def new_network(config: RunConfig, grid: BevGrid) -> CooperativeNetwork:
+    """Return a freshly initialised network on a grid; the same seed gives the same weights."""
     torch.manual_seed(derive_seed(config.seed, "weights"))
     return build_model(
         config.model.args,
-        dataset.grid,
+        grid,
         hist_frames=config.turbotrain.data.hist_frames,
         future_steps=config.turbotrain.data.future_steps,
         anchors_per_cell=len(config.postprocess.anchor_args.r),

@@ -25,6 +25,7 @@ from turbotrain_plugin.engine.optim import build_balancer, check_methods
 from turbotrain_plugin.engine.records import LOG, emit
 from turbotrain_plugin.engine.stages import PRETRAIN, Stage, stages_of, training_config
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner, optimiser_step
+from turbotrain_plugin.engine.teacher import load_teacher
 
 PROBE: Final = "synthetic:probe"
 """One scene with the dense sensors, so that a dry run never makes a large synthetic data set."""
@@ -73,7 +74,7 @@ def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced:
     config = training_config(config, stage)
     purpose = "pretrain" if stage.kind == PRETRAIN else "train"
     dataset = build_dataset(config, "train", purpose)
-    learner = _learner(config, stage, dataset)
+    learner = _learner(config, stage, dataset, device)
     learner.module.to(device).train()
     freeze(learner.network, stage.frozen)
     if not balanced:
@@ -135,11 +136,13 @@ def one_step(
     return StepCost(seconds, memory.peak_mb, result.taken)
 
 
-def _learner(config: RunConfig, stage: Stage, dataset: CooperativeDataset) -> Learner:
+def _learner(
+    config: RunConfig, stage: Stage, dataset: CooperativeDataset, device: torch.device
+) -> Learner:
     network = build_network(config, dataset)
     if stage.kind == PRETRAIN:
         return PretrainLearner(network, dataset.grid, config.turbotrain.pretrain)
-    return FinetuneLearner(network, config.loss.args)
+    return FinetuneLearner(network, config.loss.args, load_teacher(config, device))
 
 
 def _print_parameters(learner: Learner, stage: Stage) -> None:

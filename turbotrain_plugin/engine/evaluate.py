@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import yaml
 
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig, load_hypes
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
 from turbotrain_plugin.engine.pictures import draw_all
 from turbotrain_plugin.engine.records import LOG, Progress, emit, write_json, write_text
-from turbotrain_plugin.engine.stages import Stage, network_config, stages_of
+from turbotrain_plugin.engine.stages import PRETRAIN, network_config, stage_behind
 from turbotrain_plugin.engine.validation import evaluate_network
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import results_csv, results_table
@@ -31,6 +32,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run and write results.json, results.csv, protocol.yaml and pictures.
 
+    In several processes the samples are divided among them; the first alone reads checkpoints,
+    writes and draws.
+
     Args:
         folder: Run folder.
         device: Where to compute.
@@ -46,21 +50,27 @@ def evaluate_run(
     Raises:
         UserError: When the folder holds no run, or ``out`` cannot be made.
     """
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
-    config = load_hypes(folder / "config.yaml", overrides)
+    config = exchange.shared(lambda: _config_of(folder, overrides))
     prepare_torch(config)
-    weights_file = checkpoints.find_weights(folder, epoch)
-    stages = _stage_records(folder)
-    out = _made(out or (folder if split == "test" else folder / split))
-    state = checkpoints.load(weights_file)
-    measured = network_config(config, _stage_behind(state, config, folder))
-    dataset = build_dataset(measured, split, "evaluate")
+    weights_file = exchange.shared(lambda: checkpoints.find_weights(folder, epoch))
+    stages = exchange.shared(lambda: _stage_records(folder))
+    out = exchange.shared(
+        lambda: made_folder(out or (folder if split == "test" else folder / split))
+    )
+    state = exchange.shared(lambda: checkpoints.load(weights_file))
+    stage = exchange.shared(lambda: stage_behind(state, config, folder))
+    if stage.kind == PRETRAIN:
+        raise UserError(
+            f"{weights_file}: pretrained so far, there is nothing to evaluate; draw what it "
+            f"rebuilds with `opencood visualize {folder} --pretrain`."
+        )
+    measured = network_config(config, stage)
+    dataset = exchange.main_first(lambda: build_dataset(measured, split, "evaluate"))
     network = build_network(measured, dataset)
     checkpoints.load_weights(network, checkpoints.model_weights(state), weights_file)
     network.to(device)
     LOG.info("evaluating %s on %d samples of %s", weights_file, len(dataset), dataset.split)
-    with Progress("evaluate", len(dataset)) as progress:
+    with Progress("evaluate", -(-len(dataset) // process_count())) as progress:
         evaluated = evaluate_network(
             network,
             dataset,
@@ -74,6 +84,8 @@ def evaluate_run(
         "stages": stages,
         "name": config.name,
     }
+    if not exchange.is_main():
+        return results
     write_json(out / "results.json", results)
     write_text(out / "results.csv", results_csv(results))
     write_text(out / "protocol.yaml", yaml.safe_dump(results["protocol"], sort_keys=False))
@@ -84,20 +96,10 @@ def evaluate_run(
     return results
 
 
-def _stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
-    """Return the stage that weights are of: a run may have stopped in one with another network.
-
-    ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.
-    """
-    stages = stages_of(config)
-    last = folder / checkpoints.LAST
-    by_name = {stage.name: stage for stage in stages}
-    if "stage" in state:
-        return by_name.get(state["stage"], stages[-1])
-    if "position" not in state and last.is_file():
-        state = checkpoints.load_run_state(last)
-    index = state["position"]["stage"] if "position" in state else len(stages) - 1
-    return stages[min(index, len(stages) - 1)]
+def _config_of(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder, there is no config.yaml.")
+    return load_hypes(folder / "config.yaml", overrides)
 
 
 def _stage_records(folder: Path) -> list[dict[str, Any]]:
@@ -108,7 +110,12 @@ def _stage_records(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _made(out: Path) -> Path:
+def made_folder(out: Path) -> Path:
+    """Return a folder that exists from now on.
+
+    Raises:
+        UserError: When it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,9 +22,14 @@ class StopRequest:
     """Context in which the signals are remembered instead of raised.
 
     A second Ctrl-C raises ``KeyboardInterrupt`` at once, for somebody who does not want to wait.
+
+    Args:
+        patient: It is remembered like the first instead: a launcher passes on what a terminal has
+            already sent to all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.signal_number: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -44,6 +49,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal_number is not None and number == signal.SIGINT:
+        again = self.signal_number is not None and number == signal.SIGINT
+        if again and not self._patient:
             raise KeyboardInterrupt
         self.signal_number = number

@@ -185,7 +185,7 @@ class Progress:
         self._start = start
         self._last = self._begin
         self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO):
             self._bar = tqdm(total=total, initial=start, desc=title, unit="step", leave=True)
 
     def __enter__(self) -> Progress:

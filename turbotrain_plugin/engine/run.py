@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
+
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig, difference, load_hypes, to_yaml
-from turbotrain_plugin.engine import checkpoints
-from turbotrain_plugin.engine.assembly import pick_device
+from turbotrain_plugin.engine import checkpoints, exchange
+from turbotrain_plugin.engine.distributed import LostProcess, is_lost, run_together
 from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.evaluate import evaluate_run
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.records import LOG, make_run_folder, write_text
+from turbotrain_plugin.engine.stages import PRETRAIN, stages_of
 from turbotrain_plugin.engine.trainer import Trainer
+from turbotrain_plugin.engine.visualize import VisualizeRequest, visualize_run
 from turbotrain_plugin.errors import UserError
 
 _MAY_CHANGE: Final = (
@@ -54,13 +59,61 @@ class TrainRequest:
     dry_run: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the options come to, alike on all processes of a run.
+
+    Attributes:
+        config: The resolved settings.
+        overrides: With what the options stand for.
+        folder: Run folder; None for a dry run.
+        resume: Whether to go on from its checkpoint.
+    """
+
+    config: RunConfig
+    overrides: list[str]
+    folder: Path | None
+    resume: bool
+
+
 def train(request: TrainRequest) -> int:
-    """Run the command; return the exit code.
+    """Run the command, as one of several processes where a launcher started it so.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: On anything the user can mend.
     """
-    device = pick_device(request.device)
+    return run_together(lambda device: _train(request, device), request.device)
+
+
+def _train(request: TrainRequest, device: torch.device) -> int:
+    plan = exchange.shared(lambda: _plan(request))
+    if plan.folder is None:
+        if process_count() > 1:
+            raise UserError("--dry-run measures one process; start it without a launcher.")
+        dry_run(plan.config, device)
+        return 0
+    LOG.info("run folder %s, device %s", plan.folder, device)
+    go_on = f"Go on with:  opencood train --resume --model_dir {plan.folder}"
+    try:
+        Trainer(plan.config, plan.folder, device).run(resume=plan.resume)
+        _show(plan.config, plan.folder, device, plan.overrides)
+    except Interrupted as stop:
+        LOG.warning("%s: state saved. %s", stop, go_on)
+        return stop.exit_code
+    except RuntimeError as error:
+        if process_count() == 1 or not is_lost(error):
+            raise
+        raise LostProcess(
+            f"another process of this run is gone; what it had to say is above. The run's "
+            f"{checkpoints.LAST} is complete. {go_on}"
+        ) from error
+    return 0
+
+
+def _plan(request: TrainRequest) -> _Plan:
     overrides = list(request.overrides)
     if request.seed is not None:
         overrides.append(f"seed={request.seed}")
@@ -75,8 +128,7 @@ def train(request: TrainRequest) -> int:
     else:
         config = load_hypes(request.hypes, overrides)
     if request.dry_run:
-        dry_run(config, device)
-        return 0
+        return _Plan(config, overrides, None, resume=False)
     resume = folder is not None and (folder / checkpoints.LAST).is_file()
     if request.resume and not resume:
         raise UserError(f"{folder}: nothing to resume, there is no {checkpoints.LAST}.")
@@ -84,16 +136,18 @@ def train(request: TrainRequest) -> int:
         folder = make_run_folder(config)
     elif not resume:
         write_text(folder / "config.yaml", to_yaml(config))  # as overridden, for whoever goes on
-    LOG.info("run folder %s, device %s", folder, device)
-    try:
-        Trainer(config, folder, device).run(resume=resume)
-    except Interrupted as stop:
-        LOG.warning(
-            "%s: state saved. Go on with:  opencood train --resume --model_dir %s", stop, folder
-        )
-        return stop.exit_code
-    evaluate_run(folder, device=device, overrides=overrides)
-    return 0
+    return _Plan(config, overrides, folder, resume)
+
+
+def _show(config: RunConfig, folder: Path, device: torch.device, overrides: Sequence[str]) -> None:
+    """Measure what was trained; of a run that only pretrains, draw what it rebuilds."""
+    if stages_of(config)[-1].kind != PRETRAIN:
+        evaluate_run(folder, device=device, overrides=overrides)
+        return
+    if not exchange.is_main():
+        return
+    visualize_run(VisualizeRequest(folder, pretrain=True, device=device, overrides=overrides))
+    LOG.info("start a run from it:  -o turbotrain.pretrain.init=%s", folder)
 
 
 def _existing_folder(request: TrainRequest) -> Path | None:

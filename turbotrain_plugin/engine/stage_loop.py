@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Final
 
 import torch
 
-from turbotrain_plugin.config import RunConfig
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.data import CooperativeDataset, make_loader
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
+from turbotrain_plugin.engine.collapse import warn_of_collapse
 from turbotrain_plugin.engine.freezing import freeze
-from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
+from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
+from turbotrain_plugin.engine.position import Position, RunContext
 from turbotrain_plugin.engine.records import (
     LOG,
-    Board,
     MetricsLog,
     Progress,
     balance_line,
     finite,
     mean,
 )
-from turbotrain_plugin.engine.stages import FINETUNE, Stage
+from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage
 from turbotrain_plugin.engine.steps import (
     Learner,
     StepResult,
@@ -39,50 +39,6 @@ from turbotrain_plugin.structures import Batch
 
 _LOSS_WINDOW: Final = 10
 """Steps averaged for the first and the last loss of a stage."""
-
-
-@dataclass(slots=True)
-class Position:
-    """Where a run stands; all of it is in the checkpoint.
-
-    Attributes:
-        stage: Index of the stage.
-        epoch: Epochs of the stage that are done.
-        batch: Batches of the running epoch that are done.
-        stage_step: Optimiser steps of the stage.
-        global_step: Optimiser steps of the run.
-        bad_in_a_row: Steps in a row that were not taken.
-        best: Best validation score of the stage so far.
-        since_best: Validations since then.
-        seconds: Time spent in the stage.
-        first_losses: Total losses of the first steps.
-        last_losses: Total losses of the latest steps.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    stage_step: int = 0
-    global_step: int = 0
-    bad_in_a_row: int = 0
-    best: float = -1.0
-    since_best: int = 0
-    seconds: float = 0.0
-    first_losses: list[float] = field(default_factory=list)
-    last_losses: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class RunContext:
-    """What all stages of a run share."""
-
-    config: RunConfig
-    folder: Path
-    device: torch.device
-    stop: StopRequest
-    log: MetricsLog
-    board: Board
-    stage_records: list[dict[str, Any]]
 
 
 class StageLoop:
@@ -124,6 +80,12 @@ class StageLoop:
         """Optimiser steps of the stage."""
         return self.steps_per_epoch * self.stage.epoches
 
+    @property
+    def steps_behind(self) -> int:
+        """Steps of the way that are done: ``stage_step``, were there always as many processes."""
+        done = -(-self.position.batch // self._block.accumulate)
+        return self.position.epoch * self.steps_per_epoch + done
+
     def _loader(self, epoch: int, start_batch: int) -> Any:  # noqa: ANN401 - sized iterable
         return make_loader(
             self._train_set,
@@ -131,6 +93,8 @@ class StageLoop:
             epoch=epoch,
             shuffle=True,
             start_batch=start_batch,
+            rank=exchange.rank(),
+            world_size=process_count(),
             seed=derive_seed(self._context.config.seed, self.stage.name, "order"),
         )
 
@@ -145,7 +109,7 @@ class StageLoop:
         """
         self.learner.module.to(self._context.device).train()
         freeze(self.learner.network, self.stage.frozen)
-        with Progress(self.stage.name, self.total_steps, self.position.stage_step) as progress:
+        with Progress(self.stage.name, self.total_steps, self.steps_behind) as progress:
             while self.position.epoch < self.stage.epoches and not self._out_of_patience():
                 self._epoch(progress)
         self._close()
@@ -184,6 +148,8 @@ class StageLoop:
         if self.stage.kind == FINETUNE:
             self._keep_epoch()
         self.save()
+        if self.stage.kind == PRETRAIN and position.epoch == 1 and exchange.is_main():
+            warn_of_collapse(self._context.folder, self.stage.name)
         self._stop_if_asked()
 
     def _groups(self) -> Iterator[list[Batch]]:
@@ -199,10 +165,12 @@ class StageLoop:
 
     def _step(self, batches: list[Batch]) -> StepResult:
         # Everything random in a step follows from its number: nothing to save, exact to resume.
-        seed = derive_seed(self._context.config.seed, self.stage.name, self.position.stage_step)
+        own = (exchange.rank(),) if exchange.rank() else ()
+        step = self.position.stage_step
+        seed = derive_seed(self._context.config.seed, self.stage.name, step, *own)
         torch.manual_seed(seed)
         self._generator.manual_seed(seed)
-        epoch = self.position.stage_step / self.steps_per_epoch
+        epoch = self.steps_behind / self.steps_per_epoch
         keys = self.stage.optimizer
         rate = learning_rate(self.stage.lr_scheduler, keys.lr, epoch, self.stage.epoches)
         set_learning_rate(self.balancer, rate)
@@ -217,6 +185,11 @@ class StageLoop:
         )
 
     def _record(self, result: StepResult, seconds: float) -> None:
+        if self._context.log is not None:
+            self._write_record(self._context.log, result, seconds)
+        self._count(result)
+
+    def _write_record(self, log: MetricsLog, result: StepResult, seconds: float) -> None:
         position = self.position
         line: dict[str, Any] = {
             "stage": self.stage.name,
@@ -233,14 +206,13 @@ class StageLoop:
         }
         if result.record is not None and result.record.balanced:
             line |= balance_line(result.record, self.balancer.window)
-        self._context.log.write(line)
+        log.write(line)
         scalars = {f"{self.stage.name}/{name}": value for name, value in result.tasks.items()}
         scalars |= {f"{self.stage.name}/{name}": value for name, value in result.parts.items()}
         scalars[f"{self.stage.name}/lr"] = line["lr"]
         if "cosine" in line:
             scalars[f"{self.stage.name}/cosine"] = line["cosine"]
         self._context.board.scalars(scalars, position.global_step)
-        self._count(result)
 
     def _count(self, result: StepResult) -> None:
         position = self.position
@@ -259,15 +231,24 @@ class StageLoop:
 
     def _after_step(self) -> None:
         save_steps = self._block.logging.save_steps
-        stopping = self._context.stop.signal_number is not None
-        if stopping or (save_steps and self.position.stage_step % save_steps == 0):
+        number = self._asked_to_stop()
+        if number or (save_steps and self.position.stage_step % save_steps == 0):
             self.save()
-        self._stop_if_asked()
+        if number:
+            raise Interrupted(number)
+
+    def _asked_to_stop(self) -> int:
+        """Return the signal that came to this process or another one, 0 when none did.
+
+        All processes ask at the same places, so that they stop at the same one.
+        """
+        return exchange.largest(self._context.stop.signal_number or 0)
 
     def _stop_if_asked(self) -> None:
         """Leave when a signal has come; call it only where ``last.ckpt`` holds the position."""
-        if self._context.stop.signal_number is not None:
-            raise Interrupted(self._context.stop.signal_number)
+        number = self._asked_to_stop()
+        if number:
+            raise Interrupted(number)
 
     # --------------------------------------------------------------------------------- validation
 
@@ -280,7 +261,8 @@ class StageLoop:
 
     def _keep_epoch(self) -> None:
         position, params = self.position, self._context.config.train_params
-        if params.save_freq and position.epoch % params.save_freq == 0:
+        due = params.save_freq and position.epoch % params.save_freq == 0
+        if due and exchange.is_main():
             path = self._context.folder / f"net_epoch{position.epoch}.pth"
             checkpoints.save(path, self.learner.network.state_dict())
             self._forget_old_epochs()
@@ -295,7 +277,7 @@ class StageLoop:
             on_sample=self._stop_if_asked,
         )
         scalars = evaluated.result.scalars()
-        self._context.log.write(
+        self._write(
             {
                 "event": "validation",
                 "stage": self.stage.name,
@@ -315,6 +297,10 @@ class StageLoop:
         text = "  ".join(f"{name} {scalars[name]:.3f}" for name in shown if name in scalars)
         LOG.info("validation after epoch %d: %s%s", epoch, text, mark)
 
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._context.log is not None:
+            self._context.log.write(line)
+
     def _is_best(self, scalars: dict[str, float]) -> bool:
         """Compare with the best so far; without a score nothing is better and patience waits."""
         position, score = self.position, scalars.get(self._block.monitor)
@@ -328,6 +314,8 @@ class StageLoop:
         return True
 
     def _save_best(self, scalars: dict[str, float], epoch: int) -> None:
+        if not exchange.is_main():
+            return
         state = {
             "format": checkpoints.FORMAT,
             "model": self.learner.network.state_dict(),
@@ -346,20 +334,22 @@ class StageLoop:
     # -------------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Write ``last.ckpt``: everything needed to go on exactly."""
-        checkpoints.save(
-            self._context.folder / checkpoints.LAST,
-            {
-                "format": checkpoints.FORMAT,
-                "model": self.learner.network.state_dict(),
-                "learner": self.learner.module.state_dict(),
-                "optimizer": self.balancer.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scaler is not None else {},
-                "position": asdict(self.position),
-                "stage_records": self._context.stage_records,
-                "metrics_bytes": self._context.log.position(),
-            },
-        )
+        """Write ``last.ckpt``: everything needed to go on exactly; the same on all processes."""
+        if self._context.log is None:
+            return
+        state = {
+            "format": checkpoints.FORMAT,
+            "model": self.learner.network.state_dict(),
+            "learner": self.learner.module.state_dict(),
+            "optimizer": self.balancer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
+            "position": asdict(self.position),
+            "stage_records": self._context.stage_records,
+            "metrics_bytes": self._context.log.position(),
+        }
+        if process_count() > 1:
+            state["processes"] = process_count()
+        checkpoints.save(self._context.folder / checkpoints.LAST, state)
 
     def restore(self, state: checkpoints.State) -> None:
         """Continue from a ``last.ckpt`` of this stage."""
@@ -370,6 +360,17 @@ class StageLoop:
         if self.scaler is not None and state["scaler"]:  # empty when saved on a CPU
             self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
+        saved_by = int(state.get("processes", 1))
+        if saved_by != process_count():
+            self.position.spread(saved_by, process_count())
+            LOG.warning(
+                "%s was saved by %d process(es) and goes on with %d: the same samples of the "
+                "epoch are done, a step now holds %d samples.",
+                source,
+                saved_by,
+                process_count(),
+                process_count() * self.stage.batch_size * self._block.accumulate,
+            )
 
     def _close(self) -> None:
         """Record the finished stage; doing so again, after a resume, changes nothing."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from turbotrain_plugin.config import BalanceConfig, OptimizerConfig, RunConfig, SchedulerConfig
+from turbotrain_plugin.engine import checkpoints
 
 PRETRAIN: Final = "pretrain"
 FINETUNE: Final = "finetune"
 
 _BACKBONE: Final = ("encoder", "projection", "neck")
 _DETECTOR: Final = (*_BACKBONE, "detection")
+_PRETRAINED: Final = (*_BACKBONE, "temporal", "compressor", "fusion")
 _SINGLE_AGENT: Final = (*_DETECTOR, "temporal", "map_fusion", "prediction")
 
 
@@ -37,6 +40,7 @@ class Stage:
         lr_scheduler: Learning-rate schedule over the stage.
         balance: How the task gradients are balanced; None: every step is their plain sum.
         starts_from: Stage whose modules are carried over; None for fresh weights.
+        init: File or run folder of somebody else's whose modules are carried over.
         carries: Modules that are carried over; all others start afresh.
         frozen: Modules that stay as they are, BatchNorm statistics included.
         single_agent: Whether samples hold the ego alone, with its own labels, and the network
@@ -53,6 +57,7 @@ class Stage:
     lr_scheduler: SchedulerConfig
     balance: BalanceConfig | None = None
     starts_from: str | None = None
+    init: str = ""
     carries: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     single_agent: bool = False
@@ -69,6 +74,8 @@ def _pretrain(config: RunConfig) -> Stage:
         batch_size=keys.batch_size,
         optimizer=keys.optimizer,
         lr_scheduler=keys.lr_scheduler,
+        init=keys.init,
+        carries=_PRETRAINED if keys.init else (),
         frames=keys.hist_frames or None,
     )
 
@@ -85,12 +92,19 @@ def _finetune(config: RunConfig, name: str) -> Stage:
 
 
 def _pretrained(config: RunConfig, name: str) -> Stage:
-    """Return fine-tuning after ``_pretrain``, without balancing."""
-    return replace(_finetune(config, name), starts_from="pretrain", carries=_reached(config))
+    """Return fine-tuning after ``_pretrain``, or after somebody else's; without balancing."""
+    stage = replace(_finetune(config, name), carries=_reached(config))
+    if config.turbotrain.pretrain.epoches:
+        return replace(stage, starts_from="pretrain")
+    return replace(stage, init=config.turbotrain.pretrain.init)
+
+
+def _after_pretraining(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
+    return (_pretrain(config), stage) if stage.starts_from else (stage,)
 
 
 def _reached(config: RunConfig) -> tuple[str, ...]:
-    """Return the modules that pretraining hands on; it sends whole maps, so no compressor.
+    """Return the modules that pretraining hands on; the compressor only if it took part.
 
     A neck behind fusion stands where the decoders do: it turns the fused map into the answer, and
     starting the tasks from the answer to another question costs them more than it gives
@@ -101,16 +115,22 @@ def _reached(config: RunConfig) -> tuple[str, ...]:
     with_neck = not behind_fusion or (keys.agent_fusion and keys.transfer_neck)
     neck = ("neck",) if with_neck else ()
     fusion = ("fusion",) if keys.agent_fusion else ()
-    return ("encoder", "projection", *neck, "temporal", *fusion)
+    compressor = ("compressor",) if keys.agent_fusion and keys.compression else ()
+    return ("encoder", "projection", *neck, "temporal", *compressor, *fusion)
 
 
 def _turbotrain(config: RunConfig) -> tuple[Stage, ...]:
     balanced = replace(_pretrained(config, "balance"), balance=config.turbotrain.balance)
-    return _pretrain(config), balanced
+    return _after_pretraining(config, balanced)
 
 
 def _turbotrain_no_balance(config: RunConfig) -> tuple[Stage, ...]:
-    return _pretrain(config), _pretrained(config, "finetune")
+    return _after_pretraining(config, _pretrained(config, "finetune"))
+
+
+def _pretrain_only(config: RunConfig) -> tuple[Stage, ...]:
+    """Return the first stage alone: for logs without labels. Our addition."""
+    return (_pretrain(config),)
 
 
 def _one_time(config: RunConfig) -> tuple[Stage, ...]:
@@ -160,6 +180,7 @@ def _manual(config: RunConfig) -> tuple[Stage, ...]:
 STRATEGIES: Final[dict[str, Callable[[RunConfig], tuple[Stage, ...]]]] = {
     "turbotrain": _turbotrain,
     "turbotrain_no_balance": _turbotrain_no_balance,
+    "pretrain_only": _pretrain_only,
     "one_time": _one_time,
     "one_time_single_agent": _one_time_single_agent,
     "manual": _manual,
@@ -198,6 +219,25 @@ def network_config(config: RunConfig, stage: Stage) -> RunConfig:
 def training_config(config: RunConfig, stage: Stage) -> RunConfig:
     """Return the settings of the data a stage learns from."""
     adapted = network_config(config, stage)
+    logs = config.turbotrain.pretrain.root_dir
+    if stage.kind == PRETRAIN and logs:
+        adapted = replace(adapted, root_dir=logs)
     if not stage.single_agent:
         return adapted
     return replace(adapted, train_params=replace(config.train_params, max_cav=1))
+
+
+def stage_behind(state: checkpoints.State, config: RunConfig, folder: Path) -> Stage:
+    """Return the stage that weights are of: a run may have stopped in one with another network.
+
+    ``best.ckpt`` names it; ``last.ckpt`` counts it, and the epochs' files are of the same stage.
+    """
+    stages = stages_of(config)
+    last = folder / checkpoints.LAST
+    by_name = {stage.name: stage for stage in stages}
+    if "stage" in state:
+        return by_name.get(state["stage"], stages[-1])
+    if "position" not in state and last.is_file():
+        state = checkpoints.load_run_state(last)
+    index = state["position"]["stage"] if "position" in state else len(stages) - 1
+    return stages[min(index, len(stages) - 1)]

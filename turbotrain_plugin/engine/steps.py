@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer, Schedule, schedule_named
 from turbotrain_plugin.config import BalanceConfig, LossArgs, PretrainConfig
+from turbotrain_plugin.engine import exchange
+from turbotrain_plugin.engine.teacher import Teacher
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.losses import task_losses
@@ -52,16 +54,21 @@ class PretrainLearner:
 
 
 class FinetuneLearner:
-    """Detection and prediction, end to end."""
+    """Detection and prediction, end to end, from the labels and, where there is one, a teacher."""
 
-    def __init__(self, network: CooperativeNetwork, keys: LossArgs) -> None:
+    def __init__(
+        self, network: CooperativeNetwork, keys: LossArgs, teacher: Teacher | None = None
+    ) -> None:
         self.network = network
         self.module: nn.Module = network
         self._keys = keys
+        self._teacher = teacher
 
     def losses(self, batch: Batch, generator: torch.Generator) -> TaskLosses:  # noqa: ARG002
         """Return the detection and prediction losses."""
-        return task_losses(self.network(batch), batch, self._keys)
+        taught = None if self._teacher is None else self._teacher(batch)
+        predictions = self.network(batch, taught)
+        return task_losses(predictions, batch, self._keys, exchange.pool())
 
 
 def schedule_of(keys: BalanceConfig, total_steps: int) -> Schedule:
@@ -117,7 +124,9 @@ def optimiser_step(
 ) -> StepResult:
     """Run forward and backward over the accumulated batches, then one optimiser step.
 
-    A non-finite loss or gradient leaves weights, running statistics and optimiser untouched.
+    A non-finite loss or gradient leaves weights, running statistics and optimiser untouched. In
+    several processes each has batches of its own, and what is reported, and judged to be finite, is
+    their mean: all of them take the step or none does.
     """
     result = StepResult()
     # A forward pass that is not finite has already spoilt the statistics of the batch norms.
@@ -126,9 +135,14 @@ def optimiser_step(
     for batch in batches:
         with autocast(batch.record_len.device, amp):
             losses = learner.losses(batch, generator)
-        _add(result, losses, 1.0 / len(batches))
+        own = {name: _number(loss) for name, loss in losses.tasks.items()}
+        _add(result.tasks, exchange.mean_values(own), 1.0 / len(batches))
+        _add(result.parts, {n: _number(part) for n, part in losses.parts.items()}, 1 / len(batches))
         if not all(math.isfinite(value) for value in result.tasks.values()):
-            return _refuse(result, balancer, f"non-finite loss at {_names([batch])}", buffers)
+            # No process has gone backward yet: nobody waits for this one.
+            finite = all(math.isfinite(value) for value in own.values())
+            culprit = _together("" if finite else f"non-finite loss at {_names([batch])}")
+            return _refuse(result, balancer, culprit, buffers)
         shares = {name: loss / len(batches) for name, loss in losses.tasks.items()}
         balancer.backward(shares, scaler=scaler)
     if scaler is not None:
@@ -142,7 +156,9 @@ def optimiser_step(
     result.record = balancer.last_record
     fault = _fault(result, scaler)
     if fault:
-        return _refuse(result, balancer, f"{fault} at {_names(batches)}", buffers)
+        return _refuse(result, balancer, _together(f"{fault} at {_names(batches)}"), buffers)
+    exchange.average_statistics(learner.module)
+    result.parts = exchange.mean_of_present(result.parts)
     return result
 
 
@@ -156,10 +172,14 @@ def _fault(result: StepResult, scaler: torch.amp.GradScaler | None) -> str:
     return result.record.skipped
 
 
-def _add(result: StepResult, losses: TaskLosses, share: float) -> None:
-    for target, source in ((result.tasks, losses.tasks), (result.parts, losses.parts)):
-        for name, value in source.items():
-            target[name] = target.get(name, 0.0) + _number(value) * share
+def _add(target: dict[str, float], values: Mapping[str, float], share: float) -> None:
+    for name, value in values.items():
+        target[name] = target.get(name, 0.0) + value * share
+
+
+def _together(culprit: str) -> str:
+    """Return the culprits of all processes, empty ones left out."""
+    return "; ".join(dict.fromkeys(text for text in exchange.gathered(culprit) if text))
 
 
 def _number(value: Tensor) -> float:

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import CooperativeDataset
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import build_dataset, build_network, prepare_torch
+from turbotrain_plugin.engine.initial import start_from
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import check_methods
+from turbotrain_plugin.engine.position import Position, RunContext
 from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
-from turbotrain_plugin.engine.stage_loop import Position, RunContext, StageLoop
+from turbotrain_plugin.engine.stage_loop import StageLoop
 from turbotrain_plugin.engine.stages import (
     FINETUNE,
     PRETRAIN,
@@ -24,12 +27,17 @@ from turbotrain_plugin.engine.stages import (
     training_config,
 )
 from turbotrain_plugin.engine.steps import FinetuneLearner, Learner, PretrainLearner
+from turbotrain_plugin.engine.teacher import load_teacher
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.pretraining import transfer_weights
 
 
 class Trainer:
-    """Runs the stages of a configuration in a run folder."""
+    """Runs the stages of a configuration in a run folder.
+
+    In several processes (``torch.distributed``) each makes one, and all call ``run``; the first
+    alone reads and writes checkpoints.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, device: torch.device) -> None:
         self._config = config
@@ -49,9 +57,9 @@ class Trainer:
         """
         check_methods(stage.balance for stage in self.stages)
         prepare_torch(self._config)
-        state = checkpoints.load_run_state(self._folder / checkpoints.LAST) if resume else None
+        state = exchange.shared(self._saved) if resume else None
         start = Position(**state["position"]) if state else Position()
-        with StopRequest() as stop:
+        with StopRequest(patient=process_count() > 1) as stop:
             context = self._context(stop, state)
             try:
                 for index in range(start.stage, len(self.stages)):
@@ -59,24 +67,31 @@ class Trainer:
                     loop.run()
                     self._hand_on(loop)
                     state = None
-                    if stop.signal_number is not None:
-                        raise Interrupted(stop.signal_number)
+                    number = exchange.largest(stop.signal_number or 0)
+                    if number:
+                        raise Interrupted(number)
             finally:
-                context.log.close()
+                if context.log is not None:
+                    context.log.close()
                 context.board.close()
         return context.stage_records
 
+    def _saved(self) -> checkpoints.State:
+        return checkpoints.load_run_state(self._folder / checkpoints.LAST)
+
     def _context(self, stop: StopRequest, state: checkpoints.State | None) -> RunContext:
         step = int(state["position"]["global_step"]) if state else 0
+        kept = int(state["metrics_bytes"]) if state else 0
+        is_main = exchange.is_main()
         return RunContext(
             config=self._config,
             folder=self._folder,
             device=self._device,
             stop=stop,
-            log=MetricsLog(self._folder, int(state["metrics_bytes"]) if state else 0),
+            log=MetricsLog(self._folder, kept) if is_main else None,
             board=Board(
                 self._folder,
-                enabled=self._config.turbotrain.logging.tensorboard,
+                enabled=is_main and self._config.turbotrain.logging.tensorboard,
                 purge_step=step + 1,  # TensorBoard drops events from this step on
             ),
             stage_records=list(state["stage_records"]) if state else [],
@@ -85,15 +100,20 @@ class Trainer:
     def _stage(self, index: int, context: RunContext, state: checkpoints.State | None) -> StageLoop:
         stage = self.stages[index]
         purpose = "pretrain" if stage.kind == PRETRAIN else "train"
-        train_set = build_dataset(training_config(self._config, stage), "train", purpose)
-        validation_set = self._validation_set(stage)
+        train_set = exchange.main_first(
+            lambda: build_dataset(training_config(self._config, stage), "train", purpose)
+        )
+        validation_set = exchange.main_first(lambda: self._validation_set(stage))
         network = build_network(network_config(self._config, stage), train_set)
         if state is None:
-            if index > 0 and self.stages[index - 1].kind == FINETUNE:
+            if index > 0 and self.stages[index - 1].kind == FINETUNE and exchange.is_main():
                 checkpoints.forget_epochs(self._folder)
             self._transfer(stage, network)
         learner = self._learner(stage, network, train_set)
+        if self._config.turbotrain.sync_batchnorm:
+            exchange.synchronise_norms(learner.module, self._device)
         learner.module.to(self._device)
+        exchange.synchronise(learner.module)
         loop = StageLoop(stage, learner, train_set, validation_set, context)
         loop.position.stage = index
         if state is not None:
@@ -115,18 +135,24 @@ class Trainer:
     ) -> Learner:
         if stage.kind == PRETRAIN:
             return PretrainLearner(network, dataset.grid, self._config.turbotrain.pretrain)
-        return FinetuneLearner(network, self._config.loss.args)
+        teacher = load_teacher(network_config(self._config, stage), self._device)
+        return FinetuneLearner(network, self._config.loss.args, teacher)
 
     def _transfer(self, stage: Stage, network: CooperativeNetwork) -> None:
+        keys = self._config.turbotrain.pretrain
+        named = {name: getattr(network, name) for name in stage.carries}
+        modules = {name: module for name, module in named.items() if module is not None}
+        if stage.init:
+            start_from(stage.init, network, modules, keys)
         if stage.starts_from is None:
             return
         source = checkpoints.stage_weights(self._folder, stage.starts_from)
-        modules = {name: getattr(network, name) for name in stage.carries}
+        state = exchange.shared(lambda: checkpoints.load(source))
         report = transfer_weights(
-            checkpoints.model_weights(checkpoints.load(source)),
+            checkpoints.model_weights(state),
             network,
-            min_coverage=self._config.turbotrain.pretrain.min_coverage,
-            modules={name: module for name, module in modules.items() if module is not None},
+            min_coverage=keys.min_coverage,
+            modules=modules,
         )
         LOG.info("%s", report.table())
 
@@ -134,12 +160,12 @@ class Trainer:
         stage = loop.stage
         parameters = sum(p.numel() for p in loop.learner.module.parameters() if p.requires_grad)
         LOG.info(
-            "stage %s: %d samples, %d epochs, %d steps of %d, %.2f M parameters",
+            "stage %s: %d samples, %d epochs, %d steps of %s, %.2f M parameters",
             stage.name,
             samples,
             stage.epoches,
             loop.total_steps,
-            stage.batch_size,
+            self._samples_a_step(stage),
             parameters / 1e6,
         )
         keys = self._config.turbotrain.balance
@@ -147,8 +173,19 @@ class Trainer:
             for warning in loop.balancer.schedule.warnings(loop.total_steps):
                 LOG.warning("%s", warning)
 
+    def _samples_a_step(self, stage: Stage) -> str:
+        """Return the samples of a step: 2, or 8 (2 x 4 processes) where there are more of them."""
+        batches, processes = self._config.turbotrain.accumulate, process_count()
+        factors = [str(stage.batch_size)]
+        factors += [f"{batches} batches"] if batches > 1 else []
+        factors += [f"{processes} processes"] if processes > 1 else []
+        total = str(stage.batch_size * batches * processes)
+        return total if len(factors) == 1 else f"{total} ({' x '.join(factors)})"
+
     def _hand_on(self, loop: StageLoop) -> None:
         """Leave the network of a finished stage for the next one, its heads for the pictures."""
+        if not exchange.is_main():
+            return
         state = {
             "format": checkpoints.FORMAT,
             "model": loop.learner.network.state_dict(),

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
+from turbotrain_plugin.engine import exchange
 from turbotrain_plugin.engine.steps import autocast
-from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode
+from turbotrain_plugin.evaluation import EvaluationResult, Evaluator, decode, join_objects
 from turbotrain_plugin.models import CooperativeNetwork
 from turbotrain_plugin.structures import DetectedObjects
 
@@ -21,7 +23,7 @@ class Evaluated:
 
     Attributes:
         result: The metrics.
-        message_bytes: Bytes one neighbour sends per frame.
+        message_bytes: Bytes one neighbour sends per frame; the most of any sample.
         drawn: Sample index -> its detections.
     """
 
@@ -49,13 +51,16 @@ def evaluate_network(
 ) -> Evaluated:
     """Evaluate a network; it is in eval mode during the pass, each module as before afterwards.
 
+    In several processes each takes every n-th sample, and all return what one process would: no
+    value depends on who saw a sample.
+
     Args:
         network: On its device.
         dataset: Made with ``purpose="evaluate"``.
         config: The run's configuration.
         limit: Samples at most, spread evenly (0: all).
         draw: Samples whose detections are kept for pictures, spread evenly.
-        on_sample: Called after every sample.
+        on_sample: Called after every sample, on all processes equally often.
     """
     indices = sample_indices(dataset, limit)
     kept = {indices[i] for i in _spread(len(indices), draw)}
@@ -67,26 +72,45 @@ def evaluate_network(
     drawn: dict[int, DetectedObjects] = {}
     modes = [(module, module.training) for module in network.modules()]  # frozen ones differ
     network.eval()
-    loader = BatchLoader(dataset, [[raw_key(index)] for index in indices])
+    own = indices[exchange.rank() :: process_count()]
+    loader = BatchLoader(dataset, [[raw_key(index)] for index in own])
     with torch.no_grad():
-        for index, batch in zip(indices, loader, strict=True):
+        for index, batch in zip(own, loader, strict=True):
             moved = batch.to(device)
             with autocast(device, config.turbotrain.amp):
                 predictions = network(moved)
             detections = decode(
                 predictions, anchors, postprocess=config.postprocess, range_m=evaluation_range
             )
+            sent = predictions.message_bytes
+            if predictions.rows is not None:
+                detections, sent = join_objects(detections, predictions.rows, config.postprocess)
             truths = [truth for truth in batch.truth if truth is not None]
             if len(truths) == len(detections):
                 evaluator.update(detections, truths, batch.keys)
-            message_bytes = max(message_bytes, predictions.message_bytes)
+            message_bytes = max(message_bytes, sent)
             if index in kept:
                 drawn[index] = detections[0]
             if on_sample is not None:
                 on_sample()
+    if on_sample is not None and len(own) * process_count() < len(indices):
+        on_sample()
     for module, was_training in modes:
         module.training = was_training
-    return Evaluated(evaluator.compute(), message_bytes, drawn)
+    return _merged(evaluator, message_bytes, drawn)
+
+
+def _merged(
+    evaluator: Evaluator, message_bytes: int, drawn: dict[int, DetectedObjects]
+) -> Evaluated:
+    """Return what all processes have seen together."""
+    (first, *others) = exchange.gathered((evaluator, message_bytes, drawn))
+    merged, most, pictures = first
+    for other, sent, more in others:
+        merged.merge(other)
+        most = max(most, sent)
+        pictures |= more
+    return Evaluated(merged.compute(), most, dict(sorted(pictures.items())))
 
 
 def _spread(count: int, wanted: int) -> list[int]:

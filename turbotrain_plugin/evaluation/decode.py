@@ -30,7 +30,7 @@ def decode(
     postprocess: Postprocess,
     range_m: Sequence[float],
 ) -> list[DetectedObjects]:
-    """Return the detected objects of each sample, by falling score.
+    """Return the detected objects of each sample, by falling score; of each agent in late fusion.
 
     Scores are computed in float32 whatever the precision of the heads. The candidates are brought
     to the CPU first, so that every device suppresses alike; equal scores keep the order of the

@@ -26,6 +26,7 @@ class HostRequest:
         seed: Takes the place of ``turbotrain.host.seed``.
         half: Mixed precision.
         dry_run: Refused: a host says nothing before it runs.
+        alone: Whether this is the only process.
     """
 
     hypes: str | None
@@ -36,6 +37,7 @@ class HostRequest:
     seed: int | None
     half: bool
     dry_run: bool = False
+    alone: bool = True
 
 
 def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
@@ -63,6 +65,8 @@ def train(request: HostRequest) -> int:
 
     if request.dry_run:
         raise UserError("--dry-run is for our own networks; a host's model has to be run.")
+    if not request.alone:
+        raise UserError("A host's model is trained by one process; leave out --gpus and torchrun.")
     folder = request.model_dir
     own = folder / CONFIG if folder is not None else None
     file = own if own is not None and own.is_file() else request.hypes

@@ -8,6 +8,7 @@ from turbotrain_plugin.losses.focal import (
     focal_from_logits,
     occupancy_focal,
 )
+from turbotrain_plugin.losses.pool import Pool
 from turbotrain_plugin.losses.prediction import PredictionLoss
 from turbotrain_plugin.losses.reconstruction import chamfer_loss, nearest_pairs, occupancy_loss
 from turbotrain_plugin.losses.tasks import task_losses
@@ -17,6 +18,7 @@ __all__ = [
     "STANDARD",
     "DetectionLoss",
     "FocalShape",
+    "Pool",
     "PredictionLoss",
     "box_error",
     "chamfer_loss",

@@ -10,6 +10,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from turbotrain_plugin.config import LossArgs
 from turbotrain_plugin.losses.focal import FocalShape, focal_from_logits
+from turbotrain_plugin.losses.pool import Pool
 from turbotrain_plugin.losses.precision import full_precision
 from turbotrain_plugin.structures import Predictions, Targets, UserError
 
@@ -27,12 +28,13 @@ class DetectionLoss:
     Args:
         args: Focal constants, the transition point of smooth L1, and whether anchors between the
             assignment thresholds are left out (``ignore_band``) or are negatives.
+        pool: The processes whose positive anchors are counted.
 
     Raises:
         UserError: When the constants are impossible.
     """
 
-    def __init__(self, args: LossArgs) -> None:
+    def __init__(self, args: LossArgs, pool: Pool | None = None) -> None:
         if not 0 < args.focal_alpha < 1 or args.focal_gamma < 0:
             raise UserError(
                 "loss.args.focal_alpha must lie between 0 and 1 and focal_gamma must not be "
@@ -45,6 +47,7 @@ class DetectionLoss:
         self._shape = FocalShape(args.focal_alpha, args.focal_gamma, alpha_balanced=True)
         self._ignore_band = args.ignore_band
         self._beta = args.smooth_l1_beta
+        self._pool = pool or Pool()
 
     def __call__(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
         """Return the scalar losses ``cls`` and ``reg``, unweighted.
@@ -58,22 +61,27 @@ class DetectionLoss:
                 f"Found {tuple(predictions.class_logits.shape)} and "
                 f"{tuple(targets.labels.shape)}."
             )
+        count = self._positives(targets)
         return {
-            "cls": self._classification(predictions.class_logits, targets),
-            "reg": self._regression(predictions.box_codes, targets),
+            "cls": self._classification(predictions.class_logits, targets) / count,
+            "reg": self._regression(predictions.box_codes, targets) / count,
         }
+
+    def _positives(self, targets: Targets) -> float:
+        """Return the positive anchors of a process, on average over the pool."""
+        own = torch.tensor(float(len(targets.positive_index)), dtype=torch.float64)
+        return max(float(self._pool.total(own)), 1.0) / self._pool.parts
 
     def _classification(self, logits: Tensor, targets: Targets) -> Tensor:
         loss = focal_from_logits(logits, targets.labels == _POSITIVE, self._shape)
         if self._ignore_band:
             loss = loss.masked_fill(targets.labels == _BETWEEN, 0.0)
-        return loss.sum() / max(len(targets.positive_index), 1)
+        return loss.sum()
 
     def _regression(self, box_codes: Tensor, targets: Targets) -> Tensor:
         predicted = full_precision(box_codes[targets.positive_index.unbind(1)])
         error = box_error(predicted, targets.box_codes.to(predicted.dtype))
-        loss = smooth_l1_loss(error, torch.zeros_like(error), reduction="sum", beta=self._beta)
-        return loss / max(len(targets.positive_index), 1)
+        return smooth_l1_loss(error, torch.zeros_like(error), reduction="sum", beta=self._beta)
 
 
 def box_error(predicted: Tensor, target: Tensor) -> Tensor:

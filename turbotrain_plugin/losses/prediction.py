@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from turbotrain_plugin.config import LossArgs
+from turbotrain_plugin.losses.pool import Pool
 from turbotrain_plugin.losses.precision import full_precision
 from turbotrain_plugin.structures import Predictions, Targets, UserError
 
@@ -34,12 +35,13 @@ class PredictionLoss:
             ``smooth_l1`` (x and y summed, transition at ``traj_beta_m``); ``traj_decay``: step k
             weighs this to the power k within the mean over steps; ``moving_weight``: weight of the
             anchors of moving objects within the mean over anchors.
+        pool: The processes whose anchors are averaged over.
 
     Raises:
         UserError: When ``traj_beta_m``, ``traj_decay`` or ``moving_weight`` is not positive.
     """
 
-    def __init__(self, args: LossArgs) -> None:
+    def __init__(self, args: LossArgs, pool: Pool | None = None) -> None:
         for name in ("traj_beta_m", "traj_decay", "moving_weight"):
             if not getattr(args, name) > 0:
                 raise UserError(f"loss.args.{name} must be positive. Found {getattr(args, name)}.")
@@ -47,6 +49,7 @@ class PredictionLoss:
         self._beta_m = args.traj_beta_m
         self._decay = args.traj_decay
         self._moving_weight = args.moving_weight
+        self._pool = pool or Pool()
 
     def __call__(self, predictions: Predictions, targets: Targets) -> Tensor:
         """Return the scalar loss; 0 with a gradient path when no step of any positive is valid.
@@ -75,7 +78,7 @@ class PredictionLoss:
         per_anchor = (weight * distance).sum(dim=1) / weight.sum(dim=1).where(known, 1.0)
         moving = (true.square().sum(dim=-1) > MOVING_M**2).any(dim=1)
         share = known * torch.where(moving, self._moving_weight, 1.0)
-        total = share.sum()
+        total = self._pool.total(share.sum()) / self._pool.parts
         return (share * per_anchor).sum() / total.where(total > 0, 1.0)
 
     def _distance(self, error: Tensor) -> Tensor:

@@ -109,29 +109,42 @@ class CooperativeNetwork(nn.Module):
             else None
         )
 
-    def forward(self, batch: Batch) -> Predictions:
-        """Return the raw head outputs for a batch."""
-        fused = self.fused_features(batch)
-        predictions = self.heads(fused.features, batch.map)
+    def forward(self, batch: Batch, taught: Tensor | None = None) -> Predictions:
+        """Return the raw head outputs for a batch; ``taught`` is a teacher's ``agent_maps``."""
+        fused = self.fused_features(batch, taught=taught)
+        predictions = self.heads(fused.features, _tokens_of(batch.map, fused.rows))
         return replace(
             predictions,
             auxiliary_losses=fused.auxiliary_losses,
             message_bytes=fused.message_bytes,
+            rows=fused.rows,
         )
 
-    def fused_features(self, batch: Batch, voxel_features: Tensor | None = None) -> FusionOutput:
+    def fused_features(
+        self,
+        batch: Batch,
+        voxel_features: Tensor | None = None,
+        taught: Tensor | None = None,
+    ) -> FusionOutput:
         """Return what the heads read, (B, C, H, W), from points to the end of agent fusion.
+
+        Late fusion leaves one map per agent in place of B.
 
         Args:
             batch: The batch.
             voxel_features: (V, D) to use in place of ``voxel_features(batch.voxels)``.
+            taught: (B, C, H, W) that a fusion which learns from a teacher shall resemble.
         """
         maps = self.encode(batch.voxels, voxel_features)
         current = self.fuse_time(maps, batch.frame_valid)
-        context = self.context(batch, maps)
+        context = replace(self.context(batch, maps), taught=taught)
         if batch.targets is not None:
             context = replace(context, labels=batch.targets.labels)
         return self.fuse_agents(self.compress(current), context)
+
+    def agent_maps(self, batch: Batch) -> Tensor:
+        """Return (sum A, C, H, W), what temporal fusion makes of each agent's frames."""
+        return self.fuse_time(self.encode(batch.voxels), batch.frame_valid)
 
     def voxel_features(self, voxels: Voxels) -> Tensor:
         """Return (V, D) inputs of the encoder, D = ``encoder.feature_width``."""
@@ -163,6 +176,7 @@ class CooperativeNetwork(nn.Module):
             features=fused.features if self._neck_first else self.neck(fused.features),
             auxiliary_losses=fused.auxiliary_losses,
             message_bytes=fused.message_bytes // ratio + fused.side_bytes,
+            rows=fused.rows,
         )
 
     def heads(self, features: Tensor, map_tokens: MapTokens | None) -> Predictions:
@@ -198,6 +212,7 @@ class CooperativeNetwork(nn.Module):
             time_offset_s=batch.time_offset_s,
             ego_SE3_agent=ego_SE3_agent,
             frames=frames,
+            sent_points=batch.sent_points,
         )
 
     def shared_modules(self) -> dict[str, nn.Module]:
@@ -211,6 +226,13 @@ class CooperativeNetwork(nn.Module):
             "fusion": self.fusion,
         }
         return {name: module for name, module in shared.items() if module is not None}
+
+
+def _tokens_of(tokens: MapTokens | None, rows: Tensor | None) -> MapTokens | None:
+    """Return the map once for every output of a sample; all of them are in the ego frame."""
+    if tokens is None or rows is None:
+        return tokens
+    return replace(tokens, nearest=tokens.nearest.repeat_interleave(rows, dim=0))
 
 
 def _head_channels(args: ModelArgs) -> int:

@@ -80,7 +80,7 @@ class BevNeck(nn.Module):
         The second pass of a checkpoint would move the running statistics twice a step. It has to
         save the same tensors as the first, so tracking cannot simply be switched off.
         """
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in norms]
         for norm, buffers in kept:
             for name, buffer in buffers.items():

@@ -111,28 +111,51 @@ def transfer_weights(
     Raises:
         UserError: When a module is covered by less, naming it and its first keys at fault.
     """
-    source = _unwrapped(source_state)
-    names = {id(module): name for name, module in target_network.named_modules()}
+    source = unwrapped(source_state)
     if modules is None:
         shared = target_network.shared_modules()
         modules = {name: shared[name] for name in shared if name not in not_pretrained}
-    transfers = tuple(
+    compared = compare_states(source, target_network, modules)
+    return copy_compared(compared, source, target_network, min_coverage)
+
+
+def compare_states(
+    source: Mapping[str, Tensor],
+    target_network: CooperativeNetwork,
+    modules: Mapping[str, nn.Module],
+) -> tuple[ModuleTransfer, ...]:
+    """Return what a source under the network's own names would fill of each module."""
+    names = {id(module): name for name, module in target_network.named_modules()}
+    return tuple(
         _compare(name, names[id(module)], module.state_dict(), source)
         for name, module in modules.items()
     )
-    for transfer in transfers:
+
+
+def copy_compared(
+    compared: tuple[ModuleTransfer, ...],
+    source: Mapping[str, Tensor],
+    target_network: CooperativeNetwork,
+    min_coverage: float,
+) -> TransferReport:
+    """Copy what ``compare_states`` found to fit.
+
+    Raises:
+        UserError: When a module is covered by less; nothing is copied then.
+    """
+    for transfer in compared:
         _demand(transfer, min_coverage)
-    loaded = {key: source[key] for transfer in transfers for key in transfer.loaded}
+    loaded = {key: source[key] for transfer in compared for key in transfer.loaded}
     target_network.load_state_dict(loaded, strict=False)
     left = tuple(
         name
         for name, module in target_network.named_children()
         if module.state_dict() and not any(key.startswith(f"{name}.") for key in loaded)
     )
-    return TransferReport(transfers, left)
+    return TransferReport(compared, left)
 
 
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the entries of the bare network under its own names."""
     entries = dict(state)
     for wrapper in _WRAPPERS:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -21,9 +22,11 @@ from turbotrain_plugin.reporting.style import (
     BLACK,
     BLUE,
     GREEN,
+    ORANGE,
     PURPLE,
     SKY,
     VERMILION,
+    YELLOW,
     aspect_of,
     new_figure,
     save,
@@ -31,6 +34,8 @@ from turbotrain_plugin.reporting.style import (
 )
 
 _INFRASTRUCTURE: Final = 1
+_AGENTS: Final = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
+"""Colours of agents that are told apart; neighbours in the list differ most."""
 _LABEL_SPACING: Final = 0.03
 """Share of the width below which of two scores only the higher is written."""
 
@@ -60,6 +65,8 @@ class SceneDrawing:
         detections: (N, 7).
         scores: (N,) in [0, 1].
         trajectories: (N, F, 2) absolute x, y, or None.
+        by_agent: Give every agent a colour of its own (a look at data, in any frame) instead of
+            one per role (a look at a sample, in the ego's).
     """
 
     scene: str
@@ -78,6 +85,7 @@ class SceneDrawing:
     detections: NDArray[Any] = field(default_factory=lambda: _none(0, 7))
     scores: NDArray[Any] = field(default_factory=lambda: _none(0))
     trajectories: NDArray[Any] | None = None
+    by_agent: bool = False
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -110,6 +118,11 @@ def draw_scene(drawing: SceneDrawing, path: Path) -> Path:
     Returns:
         ``path``.
     """
+    return save(scene_figure(drawing), path)
+
+
+def scene_figure(drawing: SceneDrawing) -> Figure:
+    """Return the picture that ``draw_scene`` saves."""
     aspect = aspect_of(drawing.range_m)
     width_in = 14.0 if aspect < 0.6 else 10.0
     figure = new_figure(width_in, min(max(width_in * aspect, 2.5), 12.0) + 1.1)
@@ -130,7 +143,7 @@ def draw_scene(drawing: SceneDrawing, path: Path) -> Path:
             fontsize=9,
             frameon=False,
         )
-    return save(figure, path)
+    return figure
 
 
 def _title(drawing: SceneDrawing) -> str:
@@ -138,8 +151,9 @@ def _title(drawing: SceneDrawing) -> str:
         "agent": len(drawing.agent_ids),
         "point": sum(len(points) for points in drawing.points),
         "object": len(drawing.boxes),
-        "detection": len(drawing.detections),
     }
+    if not drawing.by_agent:
+        counts["detection"] = len(drawing.detections)
     counted = ", ".join(f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
     return f"{drawing.scene}, frame {drawing.frame}: {counted}"
 
@@ -155,6 +169,9 @@ def _closer(drawing: SceneDrawing, size: float, *, most: float) -> float:
 
 def _kind(drawing: SceneDrawing, agent: int) -> tuple[str, str]:
     """Return the colour of an agent and what the legend calls it."""
+    if drawing.by_agent:
+        kind = "roadside unit" if drawing.agent_types[agent] == _INFRASTRUCTURE else "vehicle"
+        return _AGENTS[agent % len(_AGENTS)], f"{kind} {drawing.agent_ids[agent]}"
     if agent == 0:
         return SKY, "ego"
     if drawing.agent_types[agent] == _INFRASTRUCTURE:
@@ -168,7 +185,7 @@ def _draw_lanes(axes: Axes, lanes: Sequence[NDArray[Any]]) -> None:
 
 
 def _draw_points(axes: Axes, drawing: SceneDrawing) -> None:
-    size = _closer(drawing, 0.9, most=3.0)
+    size = _closer(drawing, 1.5 if drawing.by_agent else 0.9, most=3.0)
     # The ego last: its points lie on top of the others'.
     for agent in reversed(range(len(drawing.points))):
         points = drawing.points[agent]
@@ -320,7 +337,7 @@ def _legend(drawing: SceneDrawing) -> list[Artist]:
             [],
             [],
             linestyle="none",
-            marker="^" if name == "roadside unit" else "o",
+            marker="^" if name.startswith("roadside unit") else "o",
             color=colour,
             markeredgecolor=BLACK,
             label=f"{name} and its points",

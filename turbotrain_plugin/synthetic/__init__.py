@@ -6,6 +6,7 @@ from turbotrain_plugin.synthetic.cache import cache_root, ensure_dataset
 from turbotrain_plugin.synthetic.generate import generate, is_complete
 from turbotrain_plugin.synthetic.presets import (
     PRESETS,
+    REAL_NOISE,
     SPEC_VERSION,
     LabelNoise,
     Preset,
@@ -14,6 +15,7 @@ from turbotrain_plugin.synthetic.presets import (
 
 __all__ = [
     "PRESETS",
+    "REAL_NOISE",
     "SPEC_VERSION",
     "LabelNoise",
     "Preset",

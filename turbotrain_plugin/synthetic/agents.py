@@ -97,19 +97,26 @@ def junction_corners(rng: np.random.Generator) -> F64:
 
 
 def choose_vehicles(
-    objects: SceneObjects, driving: int, corners: F64, *, far: bool, rng: np.random.Generator
+    objects: SceneObjects,
+    driving: int,
+    corners: F64,
+    *,
+    far: bool,
+    rng: np.random.Generator,
+    least_m: float = 0.0,
 ) -> tuple[int, int] | None:
     """Choose the two connected vehicles among the first ``driving`` objects.
 
     Half of them should queue, 30 % pass and 20 % turn. At some time both are within 50 m of each
-    other and of one roadside unit.
+    other and, where there are any, of one roadside unit.
 
     Args:
         objects: The objects of the scene, the moving vehicles first.
         driving: Number of moving vehicles.
-        corners: (2, 2) places of the roadside units.
+        corners: (U, 2) places of the roadside units.
         far: Whether two agents must also be more than 50 m apart at some time.
         rng: Draws the kinds and breaks ties.
+        least_m: Least distance between the two half way through.
 
     Returns:
         Two indices; None when no pair will do.
@@ -121,13 +128,15 @@ def choose_vehicles(
     ]
     kinds = {i: _kind(objects, i) for i in able}
     wanted = rng.choice(_KINDS, size=2, p=_KIND_SHARES).tolist()
+    half_way = objects.xy[len(objects.xy) // 2]
+    between = np.linalg.norm(half_way[:, None] - half_way[None], axis=-1)
     best, best_score = None, 0.0
     for a in able:
         for b in able:
             if a == b:
                 continue
             close, apart = _distances(objects, a, b, corners)
-            if not close or (far and not apart):
+            if not close or (far and not apart) or between[a, b] < least_m:
                 continue
             score = 1.0 + (kinds[a] == wanted[0]) + (kinds[b] == wanted[1]) + 0.5 * rng.random()
             if score > best_score:
@@ -144,9 +153,12 @@ def _kind(objects: SceneObjects, i: int) -> str:
 def _distances(objects: SceneObjects, a: int, b: int, corners: F64) -> tuple[bool, bool]:
     """Return whether all are within range at one time, and whether any two are not at another."""
     between = np.linalg.norm(objects.xy[:, a] - objects.xy[:, b], axis=1)
+    together = between < _COOPERATION_M
+    if not len(corners):
+        return bool(together.any()), bool((between > _COOPERATION_M).any())
     to_unit = np.stack(
         [np.linalg.norm(objects.xy[:, i] - corner, axis=1) for i in (a, b) for corner in corners]
-    ).reshape(2, 2, -1)
-    together = (to_unit < _COOPERATION_M).all(axis=0).any(axis=0) & (between < _COOPERATION_M)
+    ).reshape(2, len(corners), -1)
+    together &= (to_unit < _COOPERATION_M).all(axis=0).any(axis=0)
     apart = (between > _COOPERATION_M) | (to_unit > _COOPERATION_M).any(axis=(0, 1))
     return bool(together.any()), bool(apart.any())

@@ -20,7 +20,6 @@ from turbotrain_plugin.synthetic.render import render_scene
 from turbotrain_plugin.synthetic.replay import plan_replay_scene
 from turbotrain_plugin.synthetic.scene import LAYOUTS
 from turbotrain_plugin.synthetic.tracks import TrackScene, read_tracks
-from turbotrain_plugin.synthetic.world import MAP_FILES, make_junction_world
 from turbotrain_plugin.synthetic.writer import META_NAME, trajectory_database
 
 __all__ = ["MARKER_NAME", "Progress", "find_preset", "generate", "is_complete"]
@@ -85,7 +84,7 @@ def generate(
     jobs = list(_jobs(out, preset, seed, given))
     _write_marker(out, marker, complete=False)
     if given is None:
-        _write_map(out, seed)
+        _write_maps(out, preset, seed)
     left = [job for job in jobs if not (resume and (job.folder / META_NAME).is_file())]
     done = len(jobs) - len(left)
     for job in _build(left, workers):
@@ -165,8 +164,8 @@ def _build_scene(job: _Job) -> None:
     """Build a scene under a temporary name and move it into place."""
     seed = (job.seed, SPEC_VERSION, job.number)
     if job.tracks is None:
-        world = make_junction_world(job.seed)
-        plan = LAYOUTS[world.layout](world, job.preset.frames, seed, job.number)
+        layout = LAYOUTS[job.preset.layout_of(job.number)]
+        plan = layout.plan(layout.world(job.seed), job.preset.frames, seed, job.number)
     else:
         plan = plan_replay_scene(job.tracks, seed)
     partial = job.root / _PARTIAL / f"{job.split}-{job.name}-{os.getpid()}"
@@ -227,14 +226,15 @@ def _write_marker(root: Path, marker: dict[str, Any], *, complete: bool) -> None
     _replace(root / MARKER_NAME, text.encode())
 
 
-def _write_map(root: Path, seed: int) -> None:
+def _write_maps(root: Path, preset: Preset, seed: int) -> None:
     # Imported here: the data room loads torch, which the scene processes never need.
     from turbotrain_plugin.data.vector_map import write_map
-    from turbotrain_plugin.synthetic.lane_map import junction_map
+    from turbotrain_plugin.synthetic.lane_map import LANE_MAPS
 
-    world = make_junction_world(seed)
     (root / "map").mkdir(exist_ok=True)
-    write_map(root / "map" / MAP_FILES[world.layout], junction_map(world))
+    for name in dict.fromkeys(preset.layouts):
+        layout = LAYOUTS[name]
+        write_map(root / "map" / layout.map_file, LANE_MAPS[name](layout.world(seed)))
 
 
 def _write_pickle(path: Path, content: object) -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KERB_HEIGHT_M", "CrossRoads", "Ground"]
+__all__ = ["KERB_HEIGHT_M", "CrossRoads", "Ground", "Roads"]
 
 KERB_HEIGHT_M: Final = 0.15
 """Height of sidewalks over the carriageway."""
 
 Array = NDArray[Any]
+
+
+class Roads(Protocol):
+    """Where the carriageway of a layout is."""
+
+    def off_road(self, x: Array, y: Array) -> NDArray[np.bool_]:
+        """Return where points lie behind the kerb; any shape."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class Ground:
     wave_m: float = 0.0
     wave_vector: tuple[float, float] = (0.0, 0.0)
     wave_phase_rad: float = 0.0
-    roads: CrossRoads | None = None
+    roads: Roads | None = None
 
     def carriageway(self, x: Array, y: Array) -> Array:
         """Return the height without kerbs; any shape and float type, which is kept."""

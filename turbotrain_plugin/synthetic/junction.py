@@ -7,30 +7,38 @@ junction: lanes that lead in have positive offsets, lanes that lead out negative
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from turbotrain_plugin.synthetic.ground import CrossRoads
+from turbotrain_plugin.synthetic.routes import (
+    STEP_M,
+    Approach,
+    Route,
+    RouteNetwork,
+    arc,
+    build_network,
+    polyline,
+    turn_speed_cap,
+)
+from turbotrain_plugin.synthetic.site import SET_BACK_M, Hedges, ParkingStrip, Site
 
 __all__ = [
     "ARM_LENGTH_M",
     "CROSSWALK_M",
     "LANE_OFFSETS_M",
     "LANE_WIDTH_M",
+    "PARKING_M",
     "PARKING_OFFSET_M",
     "ROADS",
     "STOP_LINE_M",
     "WALK_OFFSETS_M",
-    "Route",
-    "RouteNetwork",
-    "arc",
     "arm_points",
-    "polyline",
+    "corner_way",
+    "junction_site",
     "route_network",
 ]
 
@@ -45,59 +53,20 @@ STOP_LINE_M: Final = 21.0
 """Distance of the stop lines from the middle; also where the lanes that lead out begin."""
 CROSSWALK_M: Final = (15.5, 19.5)
 """Near and far edge of every crosswalk, along its arm."""
+PARKING_M: Final = (30.0, ARM_LENGTH_M - 4.0)
+"""Beginning and end of the parking lanes, along an arm."""
 WALK_OFFSETS_M: Final = (12.9, 13.6)
 """Strip of the sidewalks that people use (lamps and bins stand nearer to the kerb)."""
 ROADS: Final = CrossRoads(half_width_m=11.25, corner_radius_m=8.0)
 
-_STEP_M: Final = 0.5
+_FURNITURE_M: Final = ROADS.half_width_m + 0.65
+"""Poles and bins stand here, between the kerb and where people walk."""
+
 _POCKET_M: Final = (65.0, 45.0)
 _RIGHT_RADIUS_M: Final = 12.25
 _LEFT_RADIUS_M: Final = 12.0
 _WAIT_M: Final = 9.5
-_CLEAR_M: Final = 2.9
-"""Two paths closer than this cannot be used side by side."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Route:
-    """A way through the junction, from the end of one arm to the end of another.
-
-    Attributes:
-        arm: Arm it comes from.
-        exit_arm: Arm it leaves by.
-        lane: 0 the inner lane, 1 the outer lane it starts on.
-        turn: "through", "right" or "left".
-        xy: (S, 2), points every 0.5 m.
-        yaw: (S,) rad, unwrapped.
-        speed_cap: (S,) m/s, limit that arcs impose, braking before them included.
-        stop_s: Where the front stops at the stop line, metres from the start.
-        wait_s: Where a left turn waits for oncoming traffic; ``stop_s`` for the others.
-        crosswalk_s: Where the front stops before the crosswalk of the arm it leaves by.
-        clear_s: Where the front leaves the junction.
-    """
-
-    arm: int
-    exit_arm: int
-    lane: int
-    turn: str
-    xy: F64
-    yaw: F64
-    speed_cap: F64
-    stop_s: float
-    wait_s: float
-    crosswalk_s: float
-    clear_s: float
-
-    @property
-    def length(self) -> float:
-        """Return the length in metres."""
-        return (len(self.xy) - 1) * _STEP_M
-
-    def at(self, s: F64) -> tuple[F64, F64]:
-        """Return (N, 2) positions and (N,) headings at the distances ``s`` (N,)."""
-        grid = np.arange(len(self.xy)) * _STEP_M
-        xy = np.stack([np.interp(s, grid, self.xy[:, i]) for i in (0, 1)], axis=-1)
-        return xy, np.interp(s, grid, self.yaw)
+_APPROACH: Final = Approach((("through", 0.7), ("right", 0.15), ("left", 0.15)))
 
 
 def arm_points(arm: int, along: F64, offset: F64) -> F64:
@@ -105,20 +74,6 @@ def arm_points(arm: int, along: F64, offset: F64) -> F64:
     along, offset = np.broadcast_arrays(along, offset)
     c, s = (1, 0, -1, 0)[arm % 4], (0, 1, 0, -1)[arm % 4]
     return np.stack([c * along - s * offset, s * along + c * offset], axis=-1).astype(np.float64)
-
-
-def polyline(points: F64, step_m: float) -> F64:
-    """Return ``points`` (N, 2) resampled at about ``step_m``, both ends kept."""
-    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    s = np.linspace(0.0, length[-1], max(2, round(length[-1] / step_m) + 1))
-    return np.stack([np.interp(s, length, points[:, i]) for i in (0, 1)], axis=-1)
-
-
-def arc(centre: tuple[float, float], radius: float, start: float, end: float) -> F64:
-    """Return (N, 2) points of an arc between two angles in degrees, every 0.1 m or closer."""
-    count = int(abs(np.radians(end - start)) * radius / 0.1) + 2
-    angle = np.radians(np.linspace(start, end, count))
-    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], -1)
 
 
 def _through(offset: float) -> F64:
@@ -146,7 +101,7 @@ def _route(arm: int, lane: int, turn: str) -> Route:
     base = polyline(line[turn](), 0.05)
     speed = {"through": 20.0, "right": 4.0, "left": 4.6}[turn]
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(base, axis=0), axis=1))])
-    grid = np.arange(int(length[-1] / _STEP_M) + 1) * _STEP_M
+    grid: F64 = STEP_M * np.arange(int(length[-1] / STEP_M) + 1, dtype=np.float64)
     xy = np.stack([np.interp(grid, length, base[:, i]) for i in (0, 1)], axis=-1)
     step = np.gradient(xy, axis=0)
     yaw = np.unwrap(np.arctan2(step[:, 1], step[:, 0]))
@@ -157,11 +112,6 @@ def _route(arm: int, lane: int, turn: str) -> Route:
 
     stop_s = first(xy[:, 0] <= STOP_LINE_M)
     entered = grid > stop_s
-    bend = (np.abs(np.gradient(yaw, grid)) > 0.05) & entered
-    cap = np.full(len(grid), 20.0)
-    if bend.any():
-        ahead = np.maximum(first(bend) - grid, 0.0)
-        cap = np.where(grid <= grid[bend][-1], np.sqrt(speed**2 + 2 * 1.3 * ahead), 20.0)
     return Route(
         arm=arm,
         exit_arm=exit_arm,
@@ -169,7 +119,7 @@ def _route(arm: int, lane: int, turn: str) -> Route:
         turn=turn,
         xy=arm_points(arm, xy[:, 0], xy[:, 1]),
         yaw=yaw + arm * np.pi / 2,
-        speed_cap=cap,
+        speed_cap=turn_speed_cap(yaw, grid, stop_s, speed),
         stop_s=stop_s,
         wait_s=first(xy[:, 0] <= _WAIT_M) if turn == "left" else stop_s,
         crosswalk_s=first((xy @ axis >= CROSSWALK_M[0] - 0.5) & entered),
@@ -177,49 +127,78 @@ def _route(arm: int, lane: int, turn: str) -> Route:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RouteNetwork:
-    """All routes and how they touch. R routes, S samples of 0.5 m (shorter routes are padded).
-
-    Attributes:
-        routes: R routes.
-        along: (R, R, S) float32; [i, j, k] is the distance along route i of the point of it
-            that is nearest to sample k of route j.
-        aside: (R, R, S) float32, how far away that point is.
-        enter: (R, R), distance along j where it comes too close to i inside the junction; inf
-            if never or if both come from the same arm.
-        leave: (R, R), distance along j where it is clear of i again; -inf if never close.
-        caps: (R, S), ``speed_cap`` of all routes.
-    """
-
-    routes: tuple[Route, ...]
-    along: NDArray[np.float32]
-    aside: NDArray[np.float32]
-    enter: F64
-    leave: F64
-    caps: F64
-
-
 @lru_cache(maxsize=1)
 def route_network() -> RouteNetwork:
     """Return the routes of the junction: per arm two through lanes, one right, one left turn."""
     kinds = ((0, "through"), (1, "through"), (1, "right"), (0, "left"))
     routes = tuple(_route(arm, lane, turn) for arm in range(4) for lane, turn in kinds)
-    count, samples = len(routes), max(len(route.xy) for route in routes)
-    padded = np.stack([np.pad(r.xy, ((0, samples - len(r.xy)), (0, 0)), "edge") for r in routes])
-    along = np.empty((count, count, samples), np.float32)
-    aside = np.empty_like(along)
-    for i, route in enumerate(routes):
-        away, index = cKDTree(route.xy).query(padded.reshape(-1, 2))
-        along[i] = np.reshape(index * _STEP_M, (count, samples))
-        aside[i] = np.reshape(away, (count, samples))
-    grid = np.arange(samples) * _STEP_M
-    enter, leave = np.full((count, count), np.inf), np.full((count, count), -np.inf)
-    for i, own in enumerate(routes):
-        for j, other in enumerate(routes):
-            inside = (grid >= other.stop_s) & (grid <= other.clear_s)
-            close = inside & (aside[i, j] < _CLEAR_M)
-            if own.arm != other.arm and close.any():
-                enter[i, j], leave[i, j] = grid[close][0], grid[close][-1]
-    caps = np.stack([np.pad(r.speed_cap, (0, samples - len(r.xy)), "edge") for r in routes])
-    return RouteNetwork(routes, along, aside, enter, leave, caps)
+    return build_network(routes, (_APPROACH,) * 4)
+
+
+# --------------------------------------------------------------------------------------------- site
+
+
+@lru_cache(maxsize=1)
+def junction_site() -> Site:
+    """Return where people walk, vehicles park and blocks stand."""
+    slots = np.array(
+        [
+            arm_points(arm, np.array([along]), np.array([side * _FURNITURE_M]))[0]
+            for arm in range(4)
+            for side in (-1.0, 1.0)
+            for along in np.arange(24.0, ARM_LENGTH_M - 5, 3.0).tolist()
+        ]
+    )
+    return Site(
+        pavements=tuple(partial(corner_way, corner) for corner in range(4)),
+        walk_offsets_m=WALK_OFFSETS_M,
+        strips=tuple(
+            ParkingStrip(PARKING_M, ROADS.half_width_m, partial(_parked, arm, side))
+            for arm in range(4)
+            for side in (-1.0, 1.0)
+        ),
+        pole_places=slots,
+        # Half a step off the poles' places, so that none stands in a pole.
+        prop_places=slots + np.where(np.abs(slots) > 20.0, np.sign(slots) * 1.5, 0.0),
+        building_place=_street_place,
+        hedge_places=_hedge_places,
+    )
+
+
+def corner_way(corner: int, offset: float) -> F64:
+    """Return the sidewalk from the end of arm ``corner`` round its left corner to the next arm."""
+    middle = ROADS.half_width_m + ROADS.corner_radius_m
+    bend = arc((middle, middle), middle - offset, 270.0, 180.0)
+    way = np.concatenate([[[ARM_LENGTH_M, offset]], bend, [[offset, ARM_LENGTH_M]]])
+    return arm_points(corner, way[:, 0], way[:, 1])
+
+
+def _parked(arm: int, side: float, along: float, offset: float) -> tuple[F64, float]:
+    """Return place and heading of a parked vehicle, ``offset`` metres off the middle of the arm."""
+    place = arm_points(arm, np.array([along]), np.array([side * offset]))[0]
+    # Lanes with positive offset lead to the junction, so vehicles there look inwards.
+    return place, arm * np.pi / 2 + (np.pi if side > 0 else 0.0)
+
+
+def _street_place(reach: F64, rng: np.random.Generator) -> tuple[F64, float]:
+    """Return a place behind the set-back line, most along a street, some in the second row."""
+    line = ROADS.half_width_m + SET_BACK_M
+    behind = rng.uniform(0, 6) if rng.random() < 0.75 else rng.uniform(18, 50)
+    first, second = (0, 1) if rng.random() < 0.5 else (1, 0)
+    spot: F64 = np.empty(2)
+    spot[first] = rng.uniform(line + reach[first], ARM_LENGTH_M)
+    spot[second] = line + reach[second] + behind
+    spot *= rng.choice([-1, 1], 2)
+    return spot, 0.0
+
+
+def _hedge_places(count: int, rng: np.random.Generator) -> Hedges:
+    """Return low walls along the back of the sidewalks."""
+    arm, side = rng.integers(0, 4, count), rng.choice([-1.0, 1.0], count)
+    length = rng.uniform(2, 9, count)
+    along = rng.uniform(32 + length, ARM_LENGTH_M - 10)
+    offset = side * (WALK_OFFSETS_M[1] + rng.uniform(1.5, 4.0, count))
+    xy = np.concatenate(
+        [arm_points(int(a), along[i : i + 1], offset[i : i + 1]) for i, a in enumerate(arm)]
+    )
+    return Hedges(xy, arm * np.pi / 2, length)

@@ -1,31 +1,32 @@
-"""The junction as a vector map, in the world frame."""
+"""Layouts as vector maps, in the world frame."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.data.vector_map import Lane, VectorMap
+from turbotrain_plugin.synthetic import corridor as street
 from turbotrain_plugin.synthetic.junction import (
     ARM_LENGTH_M,
     LANE_OFFSETS_M,
     LANE_WIDTH_M,
+    PARKING_M,
     PARKING_OFFSET_M,
-    ROADS,
     STOP_LINE_M,
     WALK_OFFSETS_M,
-    Route,
-    arc,
     arm_points,
-    polyline,
+    corner_way,
     route_network,
 )
-from turbotrain_plugin.synthetic.parking import PARKING_M
+from turbotrain_plugin.synthetic.routes import Route, polyline
 from turbotrain_plugin.synthetic.world import World
 
-__all__ = ["junction_map"]
+__all__ = ["LANE_MAPS", "corridor_map", "junction_map"]
 
 F64 = NDArray[np.float64]
 
@@ -36,6 +37,7 @@ _PARKING: Final = 4
 _CONNECTOR_ROAD: Final = 11
 _POCKET_LANE: Final = 3
 _SHOULDER_OFFSET_M: Final = 8.95
+_STREET_SHOULDER_M: Final = 7.15
 _SPACING_M: Final = 1.0
 
 
@@ -96,16 +98,77 @@ def _arm_lanes(world: World, arm: int, routes: tuple[Route, ...]) -> list[Lane]:
         ):
             line = np.array([[start, side * offset], [ARM_LENGTH_M, side * offset]])[way]
             lanes.append(_plain(world, (road, side * lane), kind, _turned(arm, line)))
-    lanes.append(_plain(world, (road, 6), _SIDEWALK, _turned(arm, _corner_sidewalk())))
+    sidewalk = corner_way(arm, sum(WALK_OFFSETS_M) / 2)
+    lanes.append(_plain(world, (road, 6), _SIDEWALK, sidewalk))
     return lanes
 
 
-def _corner_sidewalk() -> F64:
-    """Return the sidewalk from the end of an arm round its left corner."""
-    offset = sum(WALK_OFFSETS_M) / 2
-    middle = ROADS.half_width_m + ROADS.corner_radius_m
-    bend = arc((middle, middle), middle - offset, 270.0, 180.0)
-    return np.concatenate([[[ARM_LENGTH_M, offset]], bend, [[offset, ARM_LENGTH_M]]])
+def corridor_map(world: World) -> VectorMap:
+    """Return lanes at 1 m spacing; roads 1, 2, 3 are the arms to the east, west and south.
+
+    Lanes of an arm are numbered as at the junction: 1 and 2 lead to the mouth of the side street,
+    -1 and -2 lead away, +-4 shoulders and +-5 parking lanes; lane 6 is the sidewalk north, south-
+    west and south-east. Roads from 11 on pass or use the mouth.
+    """
+    place = world.ground.roads
+    assert isinstance(place, street.Corridor)
+    routes = street.corridor_network(place).routes
+    lanes: dict[str, Lane] = {}
+    links: dict[str, tuple[list[str], list[str]]] = {}
+    for number, route in enumerate(routes):
+        start, end = int(route.stop_s * 2), int(route.clear_s * 2)
+        entry, leave = f"{route.arm + 1}_{route.lane + 1}", f"{route.exit_arm + 1}_{_exit(route)}"
+        connector = _driving(
+            world, _CONNECTOR_ROAD + number, 1, route.xy[start : end + 1], ((entry,), (leave,))
+        )
+        lanes[connector.name] = connector
+        links.setdefault(entry, ([], []))[1].append(connector.name)
+        links.setdefault(leave, ([], []))[0].append(connector.name)
+        # Routes that share a lane have the same points there.
+        for name, line in ((entry, route.xy[: start + 1]), (leave, route.xy[end:])):
+            road, lane = (int(part) for part in name.split("_"))
+            lanes.setdefault(name, _driving(world, road, lane, line, ((), ())))
+    linked = [
+        replace(lane, entry=tuple(links[name][0]), exit=tuple(links[name][1]))
+        if name in links
+        else lane
+        for name, lane in lanes.items()
+    ]
+    return VectorMap((*linked, *_street_sides(world, place)))
+
+
+def _exit(route: Route) -> int:
+    """Return the lane that a route leaves by: turns keep to the lane next to them."""
+    if route.exit_arm == street.SIDE:
+        return -1
+    return -2 if route.turn == "right" else -route.lane - 1
+
+
+def _street_sides(world: World, place: street.Corridor) -> list[Lane]:
+    """Return what lies along the kerbs, in the direction of the traffic next to it."""
+    end, gap, mouth = street.HALF_LENGTH_M, street.NO_PARKING_M, place.mouth_m
+    lanes = []
+    for road, side, (start, stop) in (
+        (1, 1.0, (end, 0.0)),
+        (2, 1.0, (0.0, -end)),
+        (2, -1.0, (-end, mouth - gap)),
+        (1, -1.0, (mouth + gap, end)),
+    ):
+        # Towards the side street's mouth positive, away from it negative, as the driving lanes.
+        sign = 1 if (road == 1) == (side > 0) else -1
+        for lane, kind, offset in (
+            (4, _SHOULDER, _STREET_SHOULDER_M),
+            (5, _PARKING, street.PARKING_OFFSET_M),
+        ):
+            line = polyline(np.array([[start, side * offset], [stop, side * offset]]), _SPACING_M)
+            lanes.append(_plain(world, (road, sign * lane), kind, place.bend(line)))
+    walks = street.pavement_lines(place, sum(street.WALK_M) / 2)
+    for road, line in enumerate(walks, start=1):
+        lanes.append(_plain(world, (road, 6), _SIDEWALK, line))
+    return lanes
+
+
+# --------------------------------------------------------------------------------------- any layout
 
 
 def _turned(arm: int, line: F64) -> F64:
@@ -131,3 +194,10 @@ def _driving(
     left = np.stack([-step[:, 1], step[:, 0]], axis=1) / np.linalg.norm(step, axis=1)[:, None]
     edges = np.concatenate([line + s * left * LANE_WIDTH_M / 2 for s in (1.0, -1.0)])
     return Lane(road, lane, _DRIVING, _lift(world, line), _lift(world, edges), *links)
+
+
+LANE_MAPS: Final[dict[str, Callable[[World], VectorMap]]] = {
+    "junction": junction_map,
+    "corridor": corridor_map,
+}
+"""Vector map of each layout."""

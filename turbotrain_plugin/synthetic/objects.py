@@ -38,6 +38,10 @@ HALF_SIZES_M: Final[dict[str, tuple[float, float, float]]] = {
     "ScooterRider": (0.60, 0.32, 0.90),
     "BicycleRider": (0.85, 0.32, 0.87),
     "MotorcyleRider": (0.95, 0.36, 0.80),
+    "Scooter": (0.60, 0.30, 0.55),
+    "Bicycle": (0.85, 0.25, 0.50),
+    "Motorcycle": (1.00, 0.38, 0.55),
+    "ConstructionCart": (0.90, 0.50, 0.60),
     "TrashCan": (0.35, 0.35, 0.55),
     "FireHydrant": (0.15, 0.15, 0.40),
 }

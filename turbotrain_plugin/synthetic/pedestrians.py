@@ -8,18 +8,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from turbotrain_plugin.synthetic.junction import (
-    ARM_LENGTH_M,
-    CROSSWALK_M,
-    ROADS,
-    WALK_OFFSETS_M,
-    arc,
-    arm_points,
-    polyline,
-)
+from turbotrain_plugin.synthetic.junction import CROSSWALK_M, ROADS, arm_points
 from turbotrain_plugin.synthetic.objects import HALF_SIZES_M, SceneObjects
 from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse
+from turbotrain_plugin.synthetic.routes import polyline
 from turbotrain_plugin.synthetic.signals import Signals
+from turbotrain_plugin.synthetic.site import Site
 
 __all__ = ["draw_people"]
 
@@ -48,7 +42,7 @@ class _Person:
 
 
 def draw_people(
-    signals: Signals, frames: int, rng: np.random.Generator
+    site: Site, signals: Signals | None, frames: int, rng: np.random.Generator
 ) -> tuple[SceneObjects, CrosswalkUse]:
     """Return the people of a scene and their use of the crosswalks.
 
@@ -56,7 +50,9 @@ def draw_people(
     riders at 2-5 m/s. Nobody touches anybody else: who would is drawn again.
 
     Args:
-        signals: When crosswalks are free; time 0 is the first recorded frame.
+        site: Where they walk.
+        signals: When crosswalks are free, time 0 is the first recorded frame; None where there
+            are none to cross.
         frames: T, frames at 10 Hz.
         rng: Source of all randomness.
     """
@@ -66,40 +62,36 @@ def draw_people(
     accepted: list[_Person] = []
     for number in range(wanted + riders):
         for _ in range(12):
-            person = _draw(number >= wanted, signals, times, rng)
+            person = _draw(site, number >= wanted, signals, times, rng)
             if _is_free(person, accepted):
                 accepted.append(person)
                 break
     return _collect(accepted, frames), _crosswalk_use(accepted, times)
 
 
-def _draw(rider: bool, signals: Signals, times: F64, rng: np.random.Generator) -> _Person:
+def _draw(
+    site: Site, rider: bool, signals: Signals | None, times: F64, rng: np.random.Generator
+) -> _Person:
     if rider:
         kind = str(
             rng.choice(["BicycleRider", "ScooterRider", "MotorcyleRider"], p=[0.6, 0.3, 0.1])
         )
-        return _walk(kind, rng.uniform(2.0, 5.0), WALK_OFFSETS_M[1] + 0.5, times, rng)
+        offset = site.walk_offsets_m[1] + 0.5
+        return _walk(site, kind, (rng.uniform(2.0, 5.0), offset), times, rng)
     kind = str(rng.choice(["Pedestrian", "Child", "RoadWorker"], p=[0.85, 0.1, 0.05]))
     what = rng.random()
     if what < _STANDING:
-        return _stand(kind, times, rng)
+        return _stand(site, kind, times, rng)
     speed = float(np.clip(rng.normal(1.4, 0.25), 0.7, 2.2))
-    if what < _STANDING + _CROSSING:
-        return _cross(kind, speed, signals, times, rng)
-    return _walk(kind, speed, rng.uniform(*WALK_OFFSETS_M), times, rng)
+    if signals is not None and what < _STANDING + _CROSSING:
+        return _cross(site, kind, speed, signals, times, rng)
+    return _walk(site, kind, (speed, rng.uniform(*site.walk_offsets_m)), times, rng)
 
 
-def _corner_way(corner: int, offset: float) -> F64:
-    """Return the sidewalk from the end of arm ``corner`` round its left corner to the next arm."""
-    middle = ROADS.half_width_m + ROADS.corner_radius_m
-    bend = arc((middle, middle), middle - offset, 270.0, 180.0)
-    way = np.concatenate([[[ARM_LENGTH_M, offset]], bend, [[offset, ARM_LENGTH_M]]])
-    return arm_points(corner, way[:, 0], way[:, 1])
-
-
-def _stand(kind: str, times: F64, rng: np.random.Generator) -> _Person:
-    way = polyline(_corner_way(int(rng.integers(4)), rng.uniform(*WALK_OFFSETS_M)), 0.5)
-    # Half of them near the junction, where people wait.
+def _stand(site: Site, kind: str, times: F64, rng: np.random.Generator) -> _Person:
+    pavement = site.pavements[int(rng.integers(len(site.pavements)))]
+    way = polyline(pavement(rng.uniform(*site.walk_offsets_m)), 0.5)
+    # Half of them near the middle, where people wait.
     near = way[np.hypot(way[:, 0], way[:, 1]) < 45.0]
     way = near if rng.random() < 0.5 else way
     spot = way[int(rng.integers(len(way)))]
@@ -113,8 +105,12 @@ def _stand(kind: str, times: F64, rng: np.random.Generator) -> _Person:
     )
 
 
-def _walk(kind: str, speed: float, offset: float, times: F64, rng: np.random.Generator) -> _Person:
-    way = polyline(_corner_way(int(rng.integers(4)), offset), 0.25)
+def _walk(
+    site: Site, kind: str, gait: tuple[float, float], times: F64, rng: np.random.Generator
+) -> _Person:
+    """Along a sidewalk; ``gait``: speed in m/s and offset in metres."""
+    speed, offset = gait
+    way = polyline(site.pavements[int(rng.integers(len(site.pavements)))](offset), 0.25)
     if rng.random() < 0.5:
         way = way[::-1]
     length = _length(way)
@@ -123,12 +119,12 @@ def _walk(kind: str, speed: float, offset: float, times: F64, rng: np.random.Gen
 
 
 def _cross(
-    kind: str, speed: float, signals: Signals, times: F64, rng: np.random.Generator
+    site: Site, kind: str, speed: float, signals: Signals, times: F64, rng: np.random.Generator
 ) -> _Person:
     """Along a sidewalk to a crosswalk, wait, cross briskly, and on along the other sidewalk."""
     arm, side = int(rng.integers(4)), float(rng.choice([-1.0, 1.0]))
     place = rng.uniform(CROSSWALK_M[0] + 0.6, CROSSWALK_M[1] - 0.6)
-    offset = rng.uniform(*WALK_OFFSETS_M)
+    offset = rng.uniform(*site.walk_offsets_m)
     edge = side * _CROSSWALK_EDGE_M
     beyond = rng.uniform(5, 60)
     walk = side * offset

@@ -7,13 +7,24 @@ versions of them for machines without a GPU. All numbers here are our choice.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PRESETS", "SPEC_VERSION", "SPLITS", "LabelNoise", "Preset", "SensorModel"]
+from turbotrain_plugin.errors import UserError
+
+__all__ = [
+    "PRESETS",
+    "REAL_NOISE",
+    "SPEC_VERSION",
+    "SPLITS",
+    "LabelNoise",
+    "Preset",
+    "SensorModel",
+]
 
 SPEC_VERSION: Final = 1
 """Raised whenever the same seed would give other files; part of every cache folder's name."""
@@ -63,6 +74,55 @@ class LabelNoise:
     missing_share: float = 0.0
     nan_share: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse negative numbers and shares above 1."""
+        for key, value in asdict(self).items():
+            most = 1.0 if key.endswith("_share") else math.inf
+            if not 0.0 <= value <= most or math.isinf(value):
+                raise ValueError(
+                    f"Parameter `{key}` should be a finite number >= 0"
+                    f"{' and <= 1' if most == 1.0 else ''}. Found {value}."
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> LabelNoise:
+        """Return the noise of a text such as ``real`` or ``flip_share=0.02,nan_share=0.001``.
+
+        ``real`` stands for what was measured on real labels; what comes after it replaces parts.
+
+        Raises:
+            UserError: For an unknown name or an impossible value.
+        """
+        parts = [part.strip() for part in text.split(",")]
+        values = asdict(REAL_NOISE if parts[0] == "real" else cls())
+        for part in parts[1:] if parts[0] == "real" else parts:
+            name, _, value = part.partition("=")
+            if name not in values:
+                raise UserError(
+                    f"noise {part!r} is unknown; write 'real', or KEY=VALUE with one of "
+                    f"{', '.join(values)}."
+                )
+            try:
+                values[name] = float(value)
+            except ValueError as error:
+                raise UserError(f"noise {part!r} should give a number.") from error
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+REAL_NOISE: Final = LabelNoise(
+    jitter_standing_m=0.025,
+    jitter_moving_m=0.08,
+    staircase_share=0.3,
+    flip_share=0.013,
+    duplicate_share=0.02,
+    missing_share=0.02,
+    nan_share=0.001,
+)
+"""About what real V2XPnP-Seq labels were found to have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -77,6 +137,7 @@ class Preset:
         cloud_stride: Clouds are written at frames divisible by this.
         label_stride: Labels are written at frames divisible by this.
         noise: Flaws of labels and files.
+        layouts: Layouts of the scenes by their numbers, over and over.
     """
 
     name: str
@@ -87,6 +148,7 @@ class Preset:
     cloud_stride: int = 1
     label_stride: int = 1
     noise: LabelNoise = LabelNoise()
+    layouts: tuple[str, ...] = ("junction",)
 
     def __post_init__(self) -> None:
         """Refuse strides that would leave a cloud without labels."""
@@ -101,6 +163,10 @@ class Preset:
                 f"Found {self.frames} and {self.scenes}."
             )
 
+    def layout_of(self, number: int) -> str:
+        """Return the layout of a scene, by its number in the data set."""
+        return self.layouts[number % len(self.layouts)]
+
     def digest(self) -> str:
         """Return 16 hex digits that change with anything in the preset."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
@@ -114,6 +180,9 @@ def _dense_128() -> tuple[float, ...]:
     """Return 128 elevations from -25 to 15 degrees, dense around the horizon."""
     return _uniform(-25.0, -6.5, 30) + _uniform(-6.0, 4.0, 82) + _uniform(4.5, 15.0, 16)
 
+
+_MIXED: Final = ("junction", "junction", "junction", "corridor")
+"""Most scenes of the real data are at the junction, a few in corridors."""
 
 PRESETS: Final[dict[str, Preset]] = {
     "tiny": Preset(
@@ -131,6 +200,7 @@ PRESETS: Final[dict[str, Preset]] = {
         frames=61,
         vehicle=SensorModel(_uniform(-25.0, 10.0, 32), 900, 120.0),
         roadside=SensorModel(_uniform(-22.5, 22.5, 32), 512, 120.0),
+        layouts=_MIXED,
     ),
     "bench": Preset(
         name="bench",
@@ -139,6 +209,7 @@ PRESETS: Final[dict[str, Preset]] = {
         vehicle=SensorModel(_dense_128()[::2], 1800, 150.0),
         roadside=SensorModel(_uniform(-22.5, 22.5, 64), 1024, 120.0),
         cloud_stride=5,
+        layouts=_MIXED,
     ),
     "probe": Preset(
         name="probe",

@@ -26,6 +26,8 @@ F64 = NDArray[np.float64]
 
 _COOPERATION_M: Final = 50.0
 _LONGEST: Final = 6
+_SHORTEST_DRIVE: Final = 10
+"""Frames that a vehicle must be there for to carry a LiDAR."""
 _CLEAR_M: Final = 3.0
 _STEEPEST: Final = 0.15
 
@@ -89,8 +91,12 @@ def _plane(points: F64) -> F64:
 
 def _carriers(objects: SceneObjects) -> list[int]:
     """Return up to two vehicles that carry a LiDAR."""
-    vehicles = [i for i, kind in enumerate(objects.types) if kind in VEHICLE_TYPES]
     length = objects.present.sum(axis=0)
+    vehicles = [
+        i
+        for i, kind in enumerate(objects.types)
+        if kind in VEHICLE_TYPES and length[i] >= _SHORTEST_DRIVE
+    ]
     longest = sorted(vehicles, key=lambda i: (-int(length[i]), i))[:_LONGEST]
     best, most = longest[:1], 0
     for n, a in enumerate(longest):

@@ -1,4 +1,4 @@
-"""Who may drive on at the junction: signals, oncoming traffic, people on crosswalks.
+"""Who may drive on where ways cross: signals or signs, other traffic, people on crosswalks.
 
 Every route has up to three gates where a front must stop while they are closed: the stop line, the
 waiting point of left turns, and the crosswalk that a turn drives over last.
@@ -12,8 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from turbotrain_plugin.synthetic.junction import LANE_OFFSETS_M, RouteNetwork
-from turbotrain_plugin.synthetic.signals import GREEN, RED, Signals
+from turbotrain_plugin.synthetic.junction import LANE_OFFSETS_M
+from turbotrain_plugin.synthetic.routes import RouteNetwork
+from turbotrain_plugin.synthetic.signals import GREEN, RED, STOP, Control
 
 __all__ = ["CrosswalkUse", "Fleet", "RightOfWay"]
 
@@ -95,9 +96,9 @@ class CrosswalkUse:
 class RightOfWay:
     """Decides which gates are closed."""
 
-    def __init__(self, network: RouteNetwork, signals: Signals, people: CrosswalkUse) -> None:
+    def __init__(self, network: RouteNetwork, control: Control, people: CrosswalkUse) -> None:
         self._net = network
-        self._signals = signals
+        self._control = control
         self._people = people
         routes = network.routes
         self._stop = np.array([route.stop_s for route in routes])
@@ -139,12 +140,11 @@ class RightOfWay:
     def _may_enter(self, time_s: float, fleet: Fleet, i: int) -> bool:
         route = self._net.routes[int(fleet.route[i])]
         distance = route.stop_s - float(fleet.front[i])
-        state = self._signals.state(route.arm, time_s)
+        state = self._control.state(route.arm, time_s)
         cannot_stop = fleet.v[i] ** 2 / (2 * max(distance, 0.1)) > _HARD_STOP
         if state != GREEN and not cannot_stop:
-            if state != RED or route.turn != "right" or not fleet.stopped[i]:
-                return False
-            if self._must_yield(time_s, fleet, i):
+            after_halt = state == STOP or (state == RED and route.turn == "right")
+            if not after_halt or not fleet.stopped[i] or self._must_yield(time_s, fleet, i):
                 return False
         offset = 0.0 if route.turn == "left" else LANE_OFFSETS_M[route.lane]
         if not cannot_stop and self._people.occupied(route.arm, offset, time_s, time_s + 3.0):
@@ -187,7 +187,7 @@ class RightOfWay:
 
     def _will_enter(self, time_s: float, route: int, distance: float, speed: float) -> bool:
         """Return whether a vehicle before its stop line is going to drive on."""
-        state = self._signals.state(self._net.routes[route].arm, time_s)
+        state = self._control.state(self._net.routes[route].arm, time_s)
         return state == GREEN or (
             bool(speed**2 / (2 * max(distance, 0.1)) > _HARD_STOP) and speed > 1.0
         )

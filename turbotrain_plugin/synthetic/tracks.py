@@ -30,6 +30,8 @@ COLUMNS: Final = (
 FRAME_S: Final = 0.1
 
 _NUMBERS: Final = ("time_s", "x", "y", "z", "yaw_deg", "length", "width", "height")
+_SHORT_GAP_S: Final = 0.5
+_GAP_STEPS: Final = 1.5
 _LONGEST_GAP_S: Final = 2.0
 _MAX_FRAMES: Final = 100_000
 _SLACK_S: Final = 1e-6
@@ -55,7 +57,9 @@ def read_tracks(path: Path) -> tuple[TrackScene, ...]:
     """Return the scenes of a track file, in order of appearance.
 
     Positions are interpolated linearly between two rows and angles the short way round; nothing
-    is made up before the first row of an object, after its last, or in gaps of more than 2 s.
+    is made up before the first row of an object, after its last, or in longer gaps. How long a
+    gap may be is our choice: 0.5 s, or one and a half steps of the recording where those are longer
+    (median over all objects of the scene), and never more than 2 s.
 
     Raises:
         UserError: For a missing file, missing columns or a bad row, with the number of its line.
@@ -134,22 +138,47 @@ def _scene(path: Path, name: str, tracks: dict[int, _Track]) -> SceneObjects:
             "split recordings of more than 10000 s into scenes."
         )
     grid: F64 = start + FRAME_S * np.arange(frames, dtype=np.float64)
-    sampled = [_sample(path, number, track, grid) for number, track in tracks.items()]
+    bridged_s = _bridged_gap(tracks)
+    sampled = [_sample(path, number, track, grid, bridged_s) for number, track in tracks.items()]
     xyz, yaw, half, present = (np.stack([part[i] for part in sampled]) for i in range(4))
-    velocity = np.gradient(xyz[..., :2], FRAME_S, axis=1) if frames > 1 else 0 * xyz[..., :2]
     return SceneObjects(
         ids=np.array(list(tracks), dtype=np.int64),
         types=tuple(track.kind for track in tracks.values()),
         half_sizes=half,
         xy=xyz[..., :2].transpose(1, 0, 2),
         yaw=yaw.T,
-        speed=np.where(present, np.linalg.norm(velocity, axis=-1), 0.0).T,
+        speed=_speeds(xyz[..., :2], present.astype(np.bool_)).T,
         present=present.T.astype(np.bool_),
         bottom_z=(xyz[..., 2] - half[:, None, 2]).T,
     )
 
 
-def _sample(path: Path, number: int, track: _Track, grid: F64) -> tuple[F64, F64, F64, F64]:
+def _bridged_gap(tracks: dict[int, _Track]) -> float:
+    """Return the longest gap in seconds that is filled."""
+    steps = [np.diff(sorted(row[1] for row in track.rows)) for track in tracks.values()]
+    every = np.concatenate(steps)
+    usual = float(np.median(every)) if len(every) else 0.0
+    return min(max(_SHORT_GAP_S, _GAP_STEPS * usual), _LONGEST_GAP_S)
+
+
+def _speeds(xy: F64, present: NDArray[np.bool_]) -> F64:
+    """Return (N, T) m/s from the neighbouring frames where an object is present; else 0.
+
+    Args:
+        xy: (N, T, 2) metres.
+        present: (N, T); what lies in a gap is no motion.
+    """
+    step = np.where((present[:, 1:] & present[:, :-1])[..., None], np.diff(xy, axis=1), 0.0)
+    moved = np.pad(step, ((0, 0), (1, 1), (0, 0)))
+    known = np.pad(present[:, 1:] & present[:, :-1], ((0, 0), (1, 1))).astype(np.float64)
+    sides = np.maximum(known[:, 1:] + known[:, :-1], 1.0)
+    velocity: F64 = (moved[:, 1:] + moved[:, :-1]) / (sides[..., None] * FRAME_S)
+    return np.asarray(np.linalg.norm(velocity, axis=-1), dtype=np.float64)
+
+
+def _sample(
+    path: Path, number: int, track: _Track, grid: F64, bridged_s: float
+) -> tuple[F64, F64, F64, F64]:
     """Return (T, 3) positions, (T,) yaws, (3,) half sizes and (T,) presence of one object."""
     rows = np.array(sorted(track.rows, key=lambda row: row[1]))
     lines, times = rows[:, 0], rows[:, 1]
@@ -167,5 +196,5 @@ def _sample(path: Path, number: int, track: _Track, grid: F64) -> tuple[F64, F64
     on_row = np.abs(times[before] - grid) <= _SLACK_S
     inside = (after > 0) & (after < len(times))
     gap = times[np.minimum(after, len(times) - 1)] - times[before]
-    present = on_row | (inside & (gap <= _LONGEST_GAP_S + _SLACK_S))
+    present = on_row | (inside & (gap <= bridged_s + _SLACK_S))
     return xyz, yaw, np.median(rows[:, 6:9], axis=0) / 2, present.astype(np.float64)

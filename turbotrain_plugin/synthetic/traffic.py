@@ -1,4 +1,4 @@
-"""Vehicles that drive: arrivals, car following and the junction.
+"""Vehicles that drive: arrivals, car following and giving way.
 
 Car following is the Intelligent Driver Model (Treiber, Hennecke and Helbing 2000, eq. 1-3), with
 acceleration kept within [-3.9, 1.8] m/s^2. Everybody follows the centre line of a route, so a
@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from turbotrain_plugin.synthetic.junction import RouteNetwork, route_network
 from turbotrain_plugin.synthetic.objects import HALF_SIZES_M, SceneObjects
 from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse, Fleet, RightOfWay
-from turbotrain_plugin.synthetic.signals import Signals
+from turbotrain_plugin.synthetic.routes import RouteNetwork
+from turbotrain_plugin.synthetic.signals import Control
 
 __all__ = ["MOVING_MIX", "draw_types", "simulate_traffic"]
 
@@ -65,12 +65,17 @@ class _Log:
 
 
 def simulate_traffic(
-    signals: Signals, people: CrosswalkUse, frames: int, rng: np.random.Generator
+    network: RouteNetwork,
+    control: Control,
+    people: CrosswalkUse,
+    frames: int,
+    rng: np.random.Generator,
 ) -> SceneObjects:
     """Drive until the roads are busy, then record.
 
     Args:
-        signals: Their state; time 0 is the first recorded frame.
+        network: The routes to drive.
+        control: Signals or signs; time 0 is the first recorded frame.
         people: Who is on the crosswalks when.
         frames: T, frames to record at 10 Hz.
         rng: Source of all randomness.
@@ -78,14 +83,13 @@ def simulate_traffic(
     Returns:
         The vehicles seen in the recorded time.
     """
-    network = route_network()
-    rules = RightOfWay(network, signals, people)
+    rules = RightOfWay(network, control, people)
     arrivals = _Arrivals(network, rng)
     log = _Log()
     fleet = _empty_fleet()
     lengths = np.array([route.length for route in network.routes])
     for time_s, step_s in _steps(frames):
-        fleet = arrivals.add(fleet, log, step_s)
+        fleet = arrivals.add(fleet, log, time_s, step_s)
         if time_s >= 0:
             log.frames.append((fleet.number.copy(), fleet.s.copy(), fleet.v.copy()))
         fleet.stopped |= rules.at_stop_line(fleet)
@@ -111,13 +115,24 @@ class _Arrivals:
     def __init__(self, network: RouteNetwork, rng: np.random.Generator) -> None:
         self._net = network
         self._rng = rng
-        self._rates = rng.uniform(0.08, 0.14) * rng.uniform(0.6, 1.4, 4)
+        arms = network.approaches
+        busy = rng.uniform(0.08, 0.14) * rng.uniform(0.6, 1.4, len(arms))
+        self._rates = busy * [arm.demand for arm in arms]
+        self._gates = [(arm, gate) for arm, way in enumerate(arms) if (gate := way.platoons)]
+        self._phase = rng.random() if self._gates else 0.0
         self._waiting: dict[tuple[int, int], list[int]] = {}
-        self._index = {(r.arm, r.lane, r.turn): i for i, r in enumerate(network.routes)}
+        self._ways: dict[tuple[int, str], list[int]] = {}
+        for number, way in enumerate(network.routes):
+            self._ways.setdefault((way.arm, way.turn), []).append(number)
 
-    def add(self, fleet: Fleet, log: _Log, step_s: float) -> Fleet:
+    def add(self, fleet: Fleet, log: _Log, time_s: float, step_s: float) -> Fleet:
         """Return the fleet with the vehicles that enter within ``step_s``."""
-        for arm in np.nonzero(self._rng.random(4) < self._rates * step_s)[0].tolist():
+        rates = self._rates.copy()
+        for arm, (cycle_s, open_s) in self._gates:
+            opened = (time_s + self._phase * cycle_s) % cycle_s < open_s
+            rates[arm] *= cycle_s / open_s if opened else 0.0
+        arrived = self._rng.random(len(rates)) < rates * step_s
+        for arm in np.nonzero(arrived)[0].tolist():
             self._arrive(arm, log)
         for queue in self._waiting.values():
             if queue:
@@ -129,14 +144,21 @@ class _Arrivals:
 
     def _arrive(self, arm: int, log: _Log) -> None:
         (kind, size) = draw_types(1, self._rng)[0]
-        turn = str(self._rng.choice(["through", "right", "left"], p=[0.7, 0.15, 0.15]))
+        turns, shares = zip(*self._net.approaches[arm].shares, strict=True)
+        turn = str(self._rng.choice(turns, p=shares))
         if kind in _ONLY_THROUGH:
             turn = "through"
-        lane = {"right": 1, "left": 0}.get(turn, int(self._rng.integers(2)))
+        # Long vehicles do not come out of a street that they would have to turn from.
+        ways = self._ways.get((arm, turn), [])
+        lane = int(self._rng.integers(2))
+        if not ways:
+            return
+        number = ways[lane % len(ways)]
         log.types.append(kind)
         log.half_sizes.append(size)
-        log.routes.append(self._index[(arm, lane, turn)])
-        self._waiting.setdefault((arm, lane), []).append(len(log.types) - 1)
+        log.routes.append(number)
+        entry = (arm, self._net.routes[number].lane)
+        self._waiting.setdefault(entry, []).append(len(log.types) - 1)
 
     def _enter(self, fleet: Fleet, number: int, log: _Log) -> Fleet | None:
         route = self._net.routes[log.routes[number]]

@@ -1,7 +1,8 @@
 """The made-up place: one layout, where it lies in the world frame, and its ground.
 
-A root has one world frame, shared by all scenes and the map, as in the real data: the layout is
-turned by a fixed angle and lies far from the origin, so that nothing works by accident.
+A root has one world frame, shared by all scenes and maps, as in the real data: each layout is
+turned by a fixed angle and lies far from the origin and from the other, so that nothing works by
+accident.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from turbotrain_plugin.synthetic.ground import Ground
+from turbotrain_plugin.synthetic.corridor import Corridor
+from turbotrain_plugin.synthetic.ground import Ground, Roads
 from turbotrain_plugin.synthetic.junction import ROADS
 
-__all__ = ["MAP_FILES", "World", "make_junction_world"]
+__all__ = ["World", "make_corridor_world", "make_junction_world"]
 
 F64 = NDArray[np.float64]
 
-MAP_FILES: Final = {"junction": "v2x_intersection_vector_map.pkl"}
-"""Map file of each layout. A corridor layout would add ``v2v_corridors_vector_map.pkl``."""
-
 _WAVE_LENGTH_M: Final = 80.0
+_RADIUS_M: Final = (150.0, 400.0)
+_MOUTH_M: Final = (-25.0, 25.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class World:
     """One layout in the world.
 
     Attributes:
-        layout: "junction", or "replay" for given tracks.
+        layout: Name in ``LAYOUTS``, or "replay" for given tracks.
         yaw_rad: Turn of the layout about z.
         origin: (3,) world position of the layout's origin.
         ground: Surface, in the layout frame.
@@ -62,14 +63,24 @@ class World:
 def make_junction_world(seed: int) -> World:
     """Return the junction of a root: slopes of 1 to 4 % and a wave of 0.3 m, drawn by the seed."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 7001]))
+    return World("junction", np.radians(7.0), (812.4, -463.7, 31.2), _ground(ROADS, rng))
+
+
+def make_corridor_world(seed: int) -> World:
+    """Return the corridor of a root, a kilometre from its junction: slopes, curve, side street."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 7002]))
+    corridor = Corridor(float(rng.uniform(*_RADIUS_M)), float(rng.uniform(*_MOUTH_M)))
+    return World("corridor", np.radians(-38.0), (1507.6, 251.3, 38.9), _ground(corridor, rng))
+
+
+def _ground(roads: Roads, rng: np.random.Generator) -> Ground:
     grade = rng.uniform(0.01, 0.04, 2) * rng.choice([-1.0, 1.0], 2)
     direction = rng.uniform(0, 2 * np.pi)
     wave = 2 * np.pi / _WAVE_LENGTH_M
-    ground = Ground(
+    return Ground(
         grade=(float(grade[0]), float(grade[1])),
         wave_m=0.3,
         wave_vector=(float(wave * np.cos(direction)), float(wave * np.sin(direction))),
         wave_phase_rad=float(rng.uniform(0, 2 * np.pi)),
-        roads=ROADS,
+        roads=roads,
     )
-    return World("junction", np.radians(7.0), (812.4, -463.7, 31.2), ground)

@@ -365,3 +365,28 @@ def test_the_self_check_looks_where_a_pass_runs_twice(
     else:
         balancer.backward(model(inputs))
         assert Unrepeatable.passes == 1
+
+
+@needs_edges
+@pytest.mark.parametrize("source", ["exact", "exact_low_memory", "cut", "feature"])
+def test_what_a_step_records_does_not_know_the_loss_scale(inputs: Tensor, source: str) -> None:
+    """Products of scaled gradients carry its square, at the feature as over parameters."""
+    records = []
+    for scale in (None, 2.0**7):
+        model = Net()
+        balancer = balance(model, source)
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        for rows in inputs.chunk(2):
+            losses = model(rows)
+            balancer.backward({t: loss / 2 for t, loss in losses.items()}, scaler=scaler)
+        if scaler is None:
+            balancer.step()
+        else:
+            scaler.step(balancer)
+        assert balancer.last_record is not None
+        records.append(balancer.last_record)
+    plain, scaled = records
+    assert plain.norms["detection"] > 0
+    assert scaled.norms == pytest.approx(plain.norms, rel=1e-9)
+    assert scaled.weights == pytest.approx(plain.weights, rel=1e-9)
+    assert scaled.cosine == pytest.approx(plain.cosine, rel=1e-9)

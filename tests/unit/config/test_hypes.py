@@ -66,6 +66,10 @@ DIFFERENCES: dict[str, dict[str, object]] = {
     "pretrain_mask_70": NO_BALANCE,
     "pretrain_mask_80": NO_BALANCE | {"turbotrain.pretrain.mask.ratio": 0.8},
     "pretrain_mask_90": NO_BALANCE | {"turbotrain.pretrain.mask.ratio": 0.9},
+    "pretrain_scope_tube": NO_BALANCE | {"turbotrain.pretrain.mask.scope": "tube"},
+    "pretrain_scope_shared": NO_BALANCE | {"turbotrain.pretrain.mask.scope": "shared"},
+    "pretrain_drop_sites": NO_BALANCE | {"turbotrain.pretrain.mask.mode": "drop"},
+    "pretrain_all_frames": NO_BALANCE | {"turbotrain.pretrain.target_frames": "all"},
     "balance_1000_500": {
         "turbotrain.balance.free_steps": 1000,
         "turbotrain.balance.balance_steps": 500,
@@ -169,6 +173,14 @@ def test_mistakes_name_file_line_key_and_remedy(text: str, message: str, tmp_pat
     [
         ("model.args.channels=30", "must divide model.args.channels 30"),
         ("turbotrain.pretrain.mask.ratio=1.0", r"must lie in \[0, 1\)"),
+        ("turbotrain.pretrain.epoches=0", "epoches 0 skips pretraining, which needs weights"),
+        ("turbotrain.pretrain.epoches=-1", "epoches must not be negative"),
+        ("turbotrain.pretrain.init_rename=[a=b]", "nothing to rename: init is empty"),
+        ("turbotrain={strategy: one_time, pretrain: {init: x}}", "for strategies that pretrain"),
+        (
+            "turbotrain={strategy: pretrain_only, pretrain: {init: x, epoches: 0}}",
+            "a strategy that goes on",
+        ),
         ("postprocess.anchor_args.num=3", "must equal the number of yaws"),
         ("train_params.batch_size=0", "must be at least 1"),
         ("turbotrain.balance.free_steps=-1", "must not be negative"),

@@ -173,7 +173,7 @@ def test_pcd_where_the_bin_is_missing(tmp_path: Path, folder: str) -> None:
     packed, plain = reader.read_points(scene, 1, 2), reader.read_points(scene, 1, 1)
     np.testing.assert_array_equal(packed[:, :3], plain[:, :3])
     np.testing.assert_allclose(packed[:, 3], plain[:, 3], atol=0.5 / 255 + 1e-6)
-    assert verify_root([root], cloud_stride=1).findings == ()
+    assert verify_root([root], cloud_stride=1).problems == ()
 
 
 def test_bin_is_preferred_to_pcd(tmp_path: Path) -> None:

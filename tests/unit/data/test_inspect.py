@@ -17,15 +17,22 @@ from tests.helpers.made_scenes import (
     write_root,
     write_scene,
 )
+from turbotrain_plugin.data.checks.agreement import ground_gap_m
 from turbotrain_plugin.data.inspect import Finding, VerifyReport, root_stats, verify_root
-from turbotrain_plugin.data.scene_checks import ground_gap_m
 from turbotrain_plugin.structures import UserError
 
 NAME = "2023-01-01-00-00-00_1_0"
 
 
 def clean_scene(name: str = NAME, frames: int = 6) -> MadeScene:
-    return junction_scene(name, frames)
+    """Scenes of different names have their objects elsewhere: no two have the same content."""
+    made = junction_scene(name, frames)
+    shift = 0.01 * sum(map(ord, name)) % 1.0
+    objects = tuple(
+        dataclasses.replace(one, start_xyz_m=(one.start_xyz_m[0] + shift, *one.start_xyz_m[1:]))
+        for one in made.objects
+    )
+    return dataclasses.replace(made, objects=objects)
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def said(report: VerifyReport, part: str) -> list[Finding]:
 def test_clean_root_has_no_findings(tmp_path: Path) -> None:
     splits = {"train": [clean_scene("a")], "val": [clean_scene("b")], "test": [clean_scene("c")]}
     report = verify_root([write_root(tmp_path, splits)], cloud_stride=2)
-    assert report.findings == ()
+    assert report.problems == ()
     assert report.ok
     assert report.scenes == 3
     assert report.label_files == 3 * 4 * 6
@@ -82,7 +89,7 @@ def test_thinned_recordings_have_a_rhythm_not_gaps(tmp_path: Path) -> None:
     root = write_root(tmp_path, {"train": [clean_scene(frames=33)]}, with_map=False)
     keep_every(root, "bin", 5)
     report = verify_root([root])
-    assert report.findings == ()
+    assert report.problems == ()
     assert (report.label_steps, report.cloud_steps) == ((1,), (5,))
     (root / "train" / NAME / "1" / "000031.bin").unlink()
     (one,) = said(verify_root([root]), "without .bin")
@@ -174,7 +181,7 @@ def planted(tmp_path: Path, *objects: MadeObject) -> VerifyReport:
 
 def test_one_object_with_two_ids(tmp_path: Path) -> None:
     twin = MadeObject(99, (12.8, 3.4, 0.8), velocity_mps=(8.0, 0.0), yaw_deg=20.0, labelled_by=(2,))
-    (one,) = planted(tmp_path, twin).findings
+    (one,) = planted(tmp_path, twin).problems
     assert one.severity == "warning"
     assert "objects 11 and 99 are in one place in 6 frames" in one.message
 
@@ -235,7 +242,7 @@ def test_ground_of_a_wrong_pitch_sign(tmp_path: Path) -> None:
             path.write_text("\n".join(lines))
     good, bad = (verify_root([tmp_path / name]) for name in ("right", "wrong"))
     assert good.ground_gap_m == pytest.approx(0.0, abs=1e-3)
-    assert good.findings == ()
+    assert good.problems == ()
     assert bad.ground_gap_m is not None
     assert bad.ground_gap_m > 0.5
     assert bad.worst_ground_gap_m == bad.ground_gap_m
@@ -278,17 +285,17 @@ def test_errors_come_first_in_json_and_table(root: Path) -> None:
     (folder / "2" / "000003.yaml").write_text("")
     report = verify_root([root])
     severities = [finding.severity for finding in report.findings]
-    assert severities == sorted(severities)
+    assert severities == sorted(severities, key=("error", "warning", "info").index)
     assert "error" in severities
     plain = json.loads(json.dumps(report.to_json()))
     assert plain["ok"] is False
     assert plain["findings"][0]["severity"] == "error"
     assert plain["z_range_m"] == [-5.0, 3.0]
     text = report.table()
-    assert "1 errors, 2 warnings" in text
+    assert "1 errors, 1 warnings, 2 notes" in text
     assert f"{NAME} agent 2 frame 000003: " in text
     short = report.table(limit=1)
-    assert "... and 2 more" in short
+    assert "... and 3 more" in short
     assert "agent 1 frame" not in short
 
 

@@ -117,6 +117,19 @@ def test_reconstruction_points_are_the_current_ones_in_range() -> None:
         inside = (np.abs(cloud) < (8, 4, 2)).all(axis=1)
         np.testing.assert_array_equal(found.xyz[found.agent == a], cloud[inside])
     assert len(found.xyz) == len(found.agent)
+    assert not found.age.any()
+
+
+def test_reconstruction_points_of_several_frames_know_their_age() -> None:
+    sample = made_sample()
+    found = reconstruction_points(sample, GRID, frames=2)
+    assert set(found.age.tolist()) == {0, 1}
+    for a in range(2):
+        for age in range(2):
+            cloud = sample.points[a][-1 - age][:, :3]
+            inside = (np.abs(cloud) < (8, 4, 2)).all(axis=1)
+            chosen = (found.agent == a) & (found.age == age)
+            np.testing.assert_array_equal(found.xyz[chosen], cloud[inside])
 
 
 def prepared(
@@ -151,7 +164,9 @@ def prepared(
             trajectories=floats(positives, 3, 2),
             trajectory_valid=np.ones((positives, 3), bool),
         ),
-        reconstruction=SamplePoints(floats(voxels, 3), np.arange(voxels) % agents),
+        reconstruction=SamplePoints(
+            floats(voxels, 3), np.arange(voxels) % agents, np.arange(voxels) % 3
+        ),
         truth=None,
     )
 

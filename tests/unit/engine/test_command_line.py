@@ -21,10 +21,13 @@ VERBS = [
     ["train"],
     ["evaluate"],
     ["inference"],
+    ["visualize"],
     ["data"],
     ["data", "synth"],
     ["data", "verify"],
     ["data", "stats"],
+    ["data", "browse"],
+    ["data", "tree"],
     ["data", "convert"],
     ["config"],
     ["config", "show"],
@@ -128,7 +131,7 @@ def test_evaluate_options_arrive(verb: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_exit_codes_of_the_rooms_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", lambda: 1)
     assert main(["doctor"]) == 1
-    monkeypatch.setattr(data_tools, "verify", lambda roots, file: len(roots) + (file is None))
+    monkeypatch.setattr(data_tools, "verify", lambda roots, file, **_: len(roots) + (file is None))
     assert main(["data", "verify", "a", "b"]) == 3
 
 

@@ -12,6 +12,7 @@ from turbotrain_plugin.engine import data_tools
 from turbotrain_plugin.engine.data_tools import stats, synthesise, verify
 from turbotrain_plugin.engine.records import Steps
 from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.synthetic import PRESETS
 
 SCENE = "2023-03-17-15-53-02_1_0"
 
@@ -76,7 +77,7 @@ def test_scenes_are_made_where_and_how_asked(
     assert synthesise("tiny", tmp_path, seed=4, workers=3, tracks=tracks, resume=True) == 0
     del asked["progress"]
     assert asked == {
-        "preset": "tiny",
+        "preset": PRESETS["tiny"],
         "out": tmp_path,
         "seed": 4,
         "workers": 3,

@@ -19,7 +19,7 @@ def batch_with(xyz: list[list[float]]) -> Batch:
     batch = make_batch(grid=GRID, record_len=[1], hist_frames=2, seed=0)
     points = torch.tensor(xyz, dtype=torch.float32).reshape(-1, 3)
     zeros = torch.zeros(len(points), dtype=torch.int64)
-    batch.reconstruction = ReconstructionPoints(points, zeros, zeros)
+    batch.reconstruction = ReconstructionPoints(points, zeros, zeros, zeros)
     return batch
 
 
@@ -27,10 +27,10 @@ def outputs(
     batch: Batch, unit: tuple[float, float, float], *cells: tuple[int, int]
 ) -> Reconstruction:
     """Predict ``unit`` in every cell; the region is ``cells`` (row, column)."""
-    region = torch.zeros(1, GRID.height, GRID.width, dtype=torch.bool)
+    region = torch.zeros(1, 1, GRID.height, GRID.width, dtype=torch.bool)
     for row, column in cells:
-        region[0, row, column] = True
-    points = torch.tensor(unit).expand(1, GRID.height, GRID.width, 3, 3)
+        region[0, 0, row, column] = True
+    points = torch.tensor(unit).expand(1, 1, GRID.height, GRID.width, 3, 3)
     masked = torch.zeros(len(batch.voxels.coordinates), dtype=torch.bool)
     return Reconstruction(points, None, region, masked)
 
@@ -90,11 +90,35 @@ def test_visible_points_are_current_and_not_hidden() -> None:
     assert len(drawing.visible) == int(counts[current].sum())
 
 
+def test_mask_states_are_those_of_the_agents() -> None:
+    """Two agents, two frames; current voxels in four cells, one more in the past."""
+    batch = make_batch(grid=GRID, record_len=[2], hist_frames=2, seed=0)
+    rows = [
+        ([1, 0, 0, 0], False),  # cell (0, 0): seen by agent 0, hidden from agent 1
+        ([3, 0, 1, 1], True),
+        ([1, 0, 0, 2], True),  # cell (0, 1): hidden from both
+        ([3, 0, 0, 3], True),
+        ([1, 0, 2, 0], False),  # cell (1, 0): seen by the only one there
+        ([3, 0, 2, 2], True),  # cell (1, 1): hidden from the only one there
+        ([0, 0, 4, 4], True),  # the past
+    ]
+    coordinates = torch.tensor([row for row, _ in rows], dtype=torch.int32)
+    batch.voxels.coordinates = coordinates
+    batch.voxels.points = torch.zeros(len(rows), 1, 4)
+    batch.voxels.point_counts = torch.ones(len(rows), dtype=torch.int32)
+    found = outputs(batch, (0.0, 0.0, 0.0), (0, 0))
+    found.masked = torch.tensor([hidden for _, hidden in rows])
+    drawing = reconstruction_drawing(batch, found, GRID)
+    assert drawing.mask is not None
+    assert drawing.mask[:2, :2].tolist() == [[2, 3], [1, 3]]
+    assert drawing.mask.sum() == 9
+
+
 def test_occupancy_is_the_highest_bin() -> None:
     batch = batch_with([[0.0, 0.0, 0.0]])
     predicted = outputs(batch, (0.0, 0.0, 0.0), (0, 0))
-    logits = torch.full((1, GRID.height, GRID.width, 2), -20.0)
-    logits[0, 1, 2, 1] = 0.0
+    logits = torch.full((1, 1, GRID.height, GRID.width, 2), -20.0)
+    logits[0, 0, 1, 2, 1] = 0.0
     predicted.points, predicted.occupancy = None, logits
     drawing = reconstruction_drawing(batch, predicted, GRID)
     assert drawing.rebuilt is None
@@ -106,6 +130,6 @@ def test_occupancy_is_the_highest_bin() -> None:
 def test_a_batch_without_points_is_a_mistake_of_the_caller() -> None:
     batch = make_batch(grid=small_grid(), record_len=[1], hist_frames=2, seed=0)
     batch.reconstruction = None
-    empty = torch.zeros(1, 1, 1, dtype=torch.bool)
+    empty = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"`batch\.reconstruction`"):
         reconstruction_drawing(batch, Reconstruction(None, None, empty, empty), small_grid())

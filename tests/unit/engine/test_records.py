@@ -74,7 +74,6 @@ def test_progress_says_rate_and_losses(
 ) -> None:
     clock = iter([0.0, *(10.0 * step for step in range(1, 20))])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    logging.getLogger("turbotrain_plugin").propagate = True
     with (
         caplog.at_level(logging.INFO, logger="turbotrain_plugin"),
         Progress("stage", total=3) as progress,

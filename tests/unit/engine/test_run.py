@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,6 @@ def test_the_newest_run_of_that_name_in_that_folder(recorded: Recorded, tmp_path
 def test_a_hypes_file_that_does_not_rule_is_named(
     recorded: Recorded, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("turbotrain_plugin").propagate = True
     same = run_folder(tmp_path / "same", started=True)
     assert train(request(hypes=HYPES, model_dir=same)) == 0
     assert "the latter rules" not in caplog.text

@@ -120,7 +120,6 @@ def test_a_validation_without_labels_chooses_nothing(
     made = junction_scene("2023-03-17-15-53-02_2_0", frames=14)
     write_scene(tmp_path / "data" / "val", MadeScene(made.name, made.agents, (), made.frames))
     folder = make_run_folder(config)
-    logging.getLogger("turbotrain_plugin").propagate = True
     with caplog.at_level(logging.WARNING, logger="turbotrain_plugin"):
         run_in(config, folder)
     assert "no ap_0.50 was measured" in caplog.text

@@ -46,6 +46,7 @@ def test_table_and_choices_agree() -> None:
             "turbotrain_no_balance",
             [("pretrain", PRETRAIN, False, None), ("finetune", FINETUNE, False, "pretrain")],
         ),
+        ("pretrain_only", [("pretrain", PRETRAIN, False, None)]),
         ("one_time", [("one_time", FINETUNE, False, None)]),
         ("one_time_single_agent", [("one_time", FINETUNE, False, None)]),
         (
@@ -90,6 +91,14 @@ def test_stages_carry_their_own_optimiser() -> None:
             ["turbotrain.pretrain.agent_fusion=false", "model.args.neck.position=post_fusion"],
             ("encoder", "projection", "temporal"),
         ),
+        (
+            ["turbotrain.pretrain.compression=true"],
+            (*BACKBONE, "temporal", "compressor", "fusion"),
+        ),
+        (
+            ["turbotrain.pretrain={compression: true, agent_fusion: false}"],
+            (*BACKBONE, "temporal"),
+        ),
     ],
 )
 def test_what_pretraining_reached_is_carried_over(
@@ -98,6 +107,17 @@ def test_what_pretraining_reached_is_carried_over(
     """A neck behind a fusion that is left out has seen nothing either."""
     for strategy in ("turbotrain", "turbotrain_no_balance"):
         assert stages_of(config_for(strategy, *overrides))[1].carries == carried
+
+
+@pytest.mark.parametrize("strategy", ["turbotrain", "turbotrain_no_balance"])
+def test_somebody_s_weights_start_the_first_stage_there_is(strategy: str) -> None:
+    first, second = stages_of(config_for(strategy, "turbotrain.pretrain.init=run"))
+    assert (first.init, second.init, second.starts_from) == ("run", "", "pretrain")
+    assert first.carries == (*BACKBONE, "temporal", "compressor", "fusion")
+    (only,) = stages_of(config_for(strategy, "turbotrain.pretrain={init: run, epoches: 0}"))
+    assert (only.kind, only.init, only.starts_from) == (FINETUNE, "run", None)
+    assert only.carries == second.carries
+    assert (only.balance is not None) == (strategy == "turbotrain")
 
 
 def test_the_balance_block_is_the_balance_stage_s() -> None:

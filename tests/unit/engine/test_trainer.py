@@ -70,7 +70,6 @@ def test_balancing_every_step_is_warned_of_where_the_file_asks_for_it(
         "turbotrain.pretrain.epoches=1",
         "train_params={epoches: 1, eval_freq: 0}",
     ]
-    logging.getLogger("turbotrain_plugin").propagate = True
     with caplog.at_level(logging.WARNING, logger="turbotrain_plugin"):
         Trainer(tiny_config(tmp_path, keys), tmp_path, torch.device("cpu")).run(resume=False)
     assert ("EVERY step is balanced" in caplog.text) == warned

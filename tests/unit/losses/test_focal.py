@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from turbotrain_plugin.losses import (
     FocalShape,
     focal_from_logits,
     occupancy_focal,
+    occupancy_loss,
 )
 from turbotrain_plugin.structures import UserError
 
@@ -74,6 +76,26 @@ def test_values_and_gradients_are_finite_at_extreme_logits(
     wrong = 0 if positive else 4
     weight = shape.alpha if positive or not shape.alpha_balanced else 1 - shape.alpha
     assert logits.grad[wrong].item() == pytest.approx(-weight if positive else weight, rel=1e-3)
+
+
+def _presets() -> list[str]:
+    declared = {item.name: item for item in fields(OccupancyHeadConfig)}["focal"]
+    return list(declared.metadata["choices"])
+
+
+@pytest.mark.parametrize("focal", _presets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_preset_of_the_key_is_finite_at_logits_of_200(focal: str, dtype: torch.dtype) -> None:
+    """As the pretrainer calls it: the mean over bins, in the precision of the autocast."""
+    shape = occupancy_focal(OccupancyHeadConfig(focal=focal, alpha=2.0, gamma=0.25))
+    logits = torch.tensor([[-200.0, 200.0], [200.0, -200.0]], dtype=dtype, requires_grad=True)
+    occupied = torch.tensor([[True, True], [False, False]])
+    loss = occupancy_loss(logits, occupied, shape)
+    torch.autograd.backward(loss)
+    assert torch.isfinite(loss)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert loss.item() == pytest.approx(shape.alpha * 200 / 2, rel=1e-2)  # half of them wrong
 
 
 def test_the_direct_form_would_fail_where_ours_does_not() -> None:

@@ -482,7 +482,7 @@ def test_pretraining_sees_no_labels_and_masks_nothing() -> None:
         grid=small_grid(), record_len=[2], hist_frames=3, seed=0, shape=MadeShape(voxels_per_map=80)
     )
     assert batch.targets is not None
-    pretrainer = MaskedPretrainer(network, small_grid(), PretrainConfig())  # type: ignore[arg-type]
+    pretrainer = MaskedPretrainer(network, small_grid(), PretrainConfig())
     losses, _ = pretrainer(batch, torch.Generator().manual_seed(0))
     assert list(losses.tasks) == ["points", "occupancy"]
 

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from tests.helpers.made_batches import make_batch, small_grid
 from turbotrain_plugin.geometry.grid import BevGrid
-from turbotrain_plugin.pretraining import column_index, mask_columns, masked_region
+from turbotrain_plugin.pretraining import (
+    column_index,
+    mask_columns,
+    masked_region,
+    shared_orders,
+)
 
 # 8 x 16 cells of 2 x 2 voxels, 3 voxels high.
 _GRID = BevGrid((-6.4, -3.2, -3.0, 6.4, 3.2, 3.0), (0.4, 0.4, 2.0), 2)
@@ -178,9 +183,9 @@ def test_region_by_hand() -> None:
     masked = torch.tensor([hidden for _, hidden in rows])
     any_region = masked_region(batch, masked, small_grid(4), "any")
     all_region = masked_region(batch, masked, small_grid(4), "all")
-    assert any_region.shape == (2, 4, 4)
-    assert any_region.nonzero().tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 2], [1, 0, 1]]
-    assert all_region.nonzero().tolist() == [[0, 1, 0], [0, 2, 2], [1, 0, 1]]
+    assert any_region.shape == (2, 1, 4, 4)
+    assert any_region.squeeze(1).nonzero().tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 2], [1, 0, 1]]
+    assert all_region.squeeze(1).nonzero().tolist() == [[0, 1, 0], [0, 2, 2], [1, 0, 1]]
 
 
 def test_nothing_masked_opens_no_region() -> None:
@@ -197,3 +202,138 @@ def test_region_leaves_the_batch_alone(dtype: torch.dtype) -> None:
     before = batch.voxels.coordinates.clone()
     masked_region(batch, torch.ones(len(before), dtype=torch.bool), small_grid(), "any")
     assert torch.equal(batch.voxels.coordinates, before)
+
+
+# ------------------------------------------------------------------------------------------ scopes
+
+_SCOPES = ("independent", "tube", "shared")
+
+
+def test_orders_by_hand() -> None:
+    record_len = torch.tensor([2, 1])
+    expected = {
+        "independent": [0, 1, 2, 3, 4, 5],
+        "tube": [0, 0, 1, 1, 2, 2],
+        "shared": [0, 0, 0, 0, 1, 1],
+    }
+    assert {s: shared_orders(record_len, 2, s).tolist() for s in _SCOPES} == expected
+
+
+def test_an_unknown_scope_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"independent, tube or shared\. Found 'frame'"):
+        shared_orders(torch.tensor([1]), 2, "frame")
+
+
+@pytest.mark.parametrize("scope", _SCOPES)
+@pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9, 1.0])
+def test_every_agent_and_frame_hides_its_exact_share_in_any_scope(scope: str, ratio: float) -> None:
+    """Two samples of two and one agents over three frames, no two maps alike."""
+    sizes = [40, 41, 7, 1, 0, 100, 2, 3, 60]
+    coordinates = torch.cat([_columns(i, n, seed=i) for i, n in enumerate(sizes)])
+    orders = shared_orders(torch.tensor([2, 1]), 3, scope)
+    masked = mask_columns(coordinates, _GRID, ratio, _seeded(), map_count=9, order_of_map=orders)
+    for index, size in enumerate(sizes):
+        here = coordinates[:, 0] == index
+        hidden, visible = _masked_columns(coordinates[here], masked[here])
+        wanted = size - math.floor(round((1 - ratio) * size, 9))
+        assert not hidden & visible
+        assert len(hidden) == (wanted if size < 2 else min(max(wanted, 1), size - 1))
+
+
+@pytest.mark.parametrize("scope", _SCOPES)
+def test_which_maps_of_equal_columns_hide_alike(scope: str) -> None:
+    """Maps 0..3: agents 0 and 1 of a sample, two frames each; 4 and 5: another sample's agent."""
+    one = _columns(0, 60)
+    maps = []
+    for index in range(6):
+        copy = one.clone()
+        copy[:, 0] = index
+        maps.append(copy)
+    orders = shared_orders(torch.tensor([2, 1]), 2, scope)
+    masked = mask_columns(torch.cat(maps), _GRID, 0.7, _seeded(), map_count=6, order_of_map=orders)
+    parts = masked.view(6, -1)
+    alike = {(a, b) for a in range(6) for b in range(a + 1, 6) if torch.equal(parts[a], parts[b])}
+    expected = {
+        "independent": set(),
+        "tube": {(0, 1), (2, 3), (4, 5)},
+        "shared": {(a, b) for a in range(4) for b in range(a + 1, 4)} | {(4, 5)},
+    }
+    assert alike == expected[scope]
+
+
+@pytest.mark.parametrize("scope", ["tube", "shared"])
+def test_what_other_maps_of_the_scope_hold_changes_nothing(scope: str) -> None:
+    mine = _columns(1, 60, seed=5)
+    orders = shared_orders(torch.tensor([1]), 2, scope)
+    own = []
+    for other in (0, 5, 90):
+        before = _columns(0, other, seed=9)
+        masked = mask_columns(
+            torch.cat([before, mine]), _GRID, 0.7, _seeded(), map_count=2, order_of_map=orders
+        )
+        own.append(masked[len(before) :])
+    assert torch.equal(own[0], own[1])
+    assert torch.equal(own[0], own[2])
+
+
+def test_maps_that_share_an_order_differ_only_between_their_last_hidden_columns() -> None:
+    """Mostly the same columns: hidden sets are nested but for the exact counts."""
+    cells = torch.randperm(128, generator=_seeded(1))
+    rows = []
+    for index, chosen in enumerate((cells[:100], cells[10:110])):
+        y, x = chosen // _GRID.width * 2, chosen % _GRID.width * 2
+        rows.append(torch.stack([torch.full_like(x, index), torch.zeros_like(x), y, x], dim=1))
+    coordinates = torch.cat(rows)
+    orders = torch.tensor([0, 0])
+    masked = mask_columns(coordinates, _GRID, 0.7, _seeded(), map_count=2, order_of_map=orders)
+    column = column_index(coordinates, _GRID) % 128
+    hidden = [set(column[:100][masked[:100]].tolist()), set(column[100:][masked[100:]].tolist())]
+    held = [set(column[:100].tolist()), set(column[100:].tolist())]
+    both = held[0] & held[1]
+    only_first = (hidden[0] - hidden[1]) & both
+    only_second = (hidden[1] - hidden[0]) & both
+    assert len(hidden[0]) == len(hidden[1]) == 70
+    # The shorter of the two prefixes lies inside the longer one.
+    assert not only_first or not only_second
+    assert len(only_first | only_second) <= 10
+
+
+def test_an_order_for_every_map_is_demanded() -> None:
+    with pytest.raises(ValueError, match=r"one entry for each of 2 maps\. Found 1"):
+        mask_columns(
+            _columns(0, 5), _GRID, 0.7, _seeded(), map_count=2, order_of_map=torch.tensor([0])
+        )
+
+
+@pytest.mark.parametrize("scope", _SCOPES)
+def test_a_saved_generator_goes_on_with_the_same_masks(scope: str) -> None:
+    coordinates = torch.cat([_columns(i, 40, seed=i) for i in range(4)])
+    orders = shared_orders(torch.tensor([2]), 2, scope)
+
+    def draws(generator: torch.Generator, count: int) -> list[Tensor]:
+        return [
+            mask_columns(coordinates, _GRID, 0.7, generator, map_count=4, order_of_map=orders)
+            for _ in range(count)
+        ]
+
+    generator = _seeded(4)
+    draws(generator, 2)
+    state = generator.get_state()
+    expected = draws(generator, 2)
+    resumed = torch.Generator()
+    resumed.set_state(state)
+    assert all(map(torch.equal, draws(resumed, 2), expected))
+
+
+def test_masks_of_agents_and_frames_are_uncorrelated_when_independent() -> None:
+    """Joint frequency of two maps' fates at the same cell against the product of each."""
+    one = _columns(0, 40)
+    two = one.clone()
+    two[:, 0] = 1
+    coordinates, generator = torch.cat([one, two]), _seeded()
+    both = torch.zeros(len(one))
+    for _ in range(2000):
+        masked = mask_columns(coordinates, _GRID, 0.7, generator, map_count=2)
+        both += masked[: len(one)] & masked[len(one) :]
+    # 2000 draws: standard deviation 0.011; five of them.
+    assert (both / 2000 - 0.49).abs().max() < 0.056

@@ -23,7 +23,7 @@ from turbotrain_plugin.config import (
     TemporalConfig,
 )
 from turbotrain_plugin.geometry.grid import BevGrid
-from turbotrain_plugin.models import build_model
+from turbotrain_plugin.models import CooperativeNetwork, build_model
 from turbotrain_plugin.pretraining import MaskedPretrainer, column_index, mask_columns
 from turbotrain_plugin.structures import Batch, FusionContext, FusionOutput, UserError
 
@@ -53,6 +53,11 @@ def _pretrainer(
         args or _args(), _GRID, hist_frames=_FRAMES, future_steps=6, anchors_per_cell=2
     )
     return MaskedPretrainer(network, _GRID, config or PretrainConfig())
+
+
+def _network(pretrainer: MaskedPretrainer) -> CooperativeNetwork:
+    assert isinstance(pretrainer.network, CooperativeNetwork)
+    return pretrainer.network
 
 
 def _batch(seed: int = 0, record_len: tuple[int, ...] = (2, 1), grid: BevGrid = _GRID) -> Batch:
@@ -91,7 +96,7 @@ def test_ratio_zero_is_the_fine_tuning_feature_bit_by_bit(mode: str, training: b
     config = PretrainConfig(mask=MaskConfig(ratio=0.0, mode=mode))
     pretrainer = _pretrainer(config, _args(compression=MessageConfig(ratio=0))).train(training)
     batch = _batch()
-    expected = pretrainer.network.fused_features(batch).features
+    expected = _network(pretrainer).fused_features(batch).features
     features, _ = pretrainer.fused_features(batch, _mask(batch, ratio=0.0))
     assert torch.equal(features, expected)
 
@@ -131,7 +136,7 @@ def test_drop_equals_a_batch_without_the_hidden_voxels() -> None:
 def test_the_token_stands_at_hidden_sites_only() -> None:
     pretrainer, batch = _pretrainer(), _batch()
     seen: list[Tensor] = []
-    pretrainer.network.encoder.register_forward_pre_hook(
+    _network(pretrainer).encoder.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].detach())
     )
     assert pretrainer.mask_token is not None
@@ -139,7 +144,7 @@ def test_the_token_stands_at_hidden_sites_only() -> None:
         pretrainer.mask_token.copy_(torch.arange(8.0) - 3)
     masked = _mask(batch)
     pretrainer.fused_features(batch, masked)
-    plain = pretrainer.network.voxel_features(batch.voxels).detach()
+    plain = _network(pretrainer).voxel_features(batch.voxels).detach()
     assert torch.equal(seen[0][masked], (torch.arange(8.0) - 3).expand(int(masked.sum()), -1))
     torch.testing.assert_close(seen[0][~masked], plain[~masked])
 
@@ -171,9 +176,9 @@ def test_tasks_outputs_and_shapes() -> None:
     losses, output = _pretrainer()(batch, _seeded())
     assert list(losses.tasks) == ["points", "occupancy"]
     assert all(loss.ndim == 0 and loss > 0 for loss in losses.tasks.values())
-    assert output.points.shape == (2, 8, 8, 20, 3)
-    assert output.occupancy.shape == (2, 8, 8, 20)
-    assert output.region.shape == (2, 8, 8)
+    assert output.points.shape == (2, 1, 8, 8, 20, 3)
+    assert output.occupancy.shape == (2, 1, 8, 8, 20)
+    assert output.region.shape == (2, 1, 8, 8)
     assert output.masked.shape == (len(batch.voxels.points),)
     assert losses.parts["region_cells"] == output.region.sum() > 0
     assert not any(part.requires_grad for part in losses.parts.values())
@@ -235,12 +240,12 @@ def test_labels_and_map_are_not_needed() -> None:
 
 def test_a_fusion_with_its_own_loss_adds_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrainer = _pretrainer()
-    plain = pretrainer.network.fuse_agents
+    plain = _network(pretrainer).fuse_agents
 
     def with_flow(features: Tensor, context: FusionContext) -> FusionOutput:
         return replace(plain(features, context), auxiliary_losses={"flow": features.mean() * 0 + 2})
 
-    monkeypatch.setattr(pretrainer.network, "fuse_agents", with_flow)
+    monkeypatch.setattr(_network(pretrainer), "fuse_agents", with_flow)
     losses, _ = pretrainer(_batch(), _seeded())
     assert list(losses.tasks) == ["points", "occupancy", "auxiliary"]
     assert losses.tasks["auxiliary"] == 2
@@ -323,7 +328,7 @@ def test_an_empty_region_gives_zero_losses_with_the_graph_intact() -> None:
     assert losses.total() == 0
     trained = [p for n, p in pretrainer.named_parameters() if n.split(".")[0].endswith("head")]
     assert all(p.grad is not None and not p.grad.any() for p in trained)
-    encoder = list(pretrainer.network.encoder.parameters())
+    encoder = list(_network(pretrainer).encoder.parameters())
     assert all(p.grad is not None and not p.grad.any() for p in encoder)
 
 
@@ -349,7 +354,7 @@ def test_second_at_ratio_zero_is_the_fine_tuning_feature_bit_by_bit(mode: str) -
     pretrainer = _second(PretrainConfig(mask=MaskConfig(ratio=0.0, mode=mode))).eval()
     batch = _batch(grid=_SECOND_GRID)
     nothing = torch.zeros(len(batch.voxels.points), dtype=torch.bool)
-    network = pretrainer.network
+    network = _network(pretrainer)
     agents = network.fuse_time(network.encode(batch.voxels), batch.frame_valid)
     expected = network.fuse_agents(agents, network.context(batch)).features
     features, _ = pretrainer.fused_features(batch, nothing)
@@ -401,3 +406,40 @@ def test_impossible_focal_constants_are_refused_at_construction() -> None:
     config = PretrainConfig(occ=OccupancyHeadConfig(alpha_balanced=True))
     with pytest.raises(UserError, match=r"turbotrain\.pretrain\.occ"):
         _pretrainer(config)
+
+
+# ------------------------------------------------------------------------------------------ keys
+
+
+def test_the_compressor_takes_part_where_asked() -> None:
+    trained = {}
+    for compression in (False, True):
+        pretrainer = _pretrainer(PretrainConfig(compression=compression))
+        losses, _ = pretrainer(_batch(), _seeded())
+        losses.total().backward()
+        trained[compression] = "compressor" in _with_gradient(pretrainer)
+    assert trained == {False: False, True: True}
+
+
+@pytest.mark.parametrize("scope", ["independent", "tube", "shared"])
+def test_the_scope_of_the_keys_is_the_mask_s(scope: str) -> None:
+    """All maps of a batch that hold one another's columns: who hides alike says the scope."""
+    batch = _batch()
+    one = batch.voxels.coordinates[batch.voxels.coordinates[:, 0] == 0]
+    count, maps = len(one), batch.voxels.map_count
+    coordinates = one.repeat(maps, 1)
+    coordinates[:, 0] = torch.arange(maps, dtype=one.dtype).repeat_interleave(count)
+    batch.voxels.coordinates = coordinates
+    batch.voxels.points = torch.zeros(len(coordinates), 5, 4)
+    batch.voxels.point_counts = torch.ones(len(coordinates), dtype=torch.int32)
+    config = PretrainConfig(mask=MaskConfig(scope=scope))
+    parts = _pretrainer(config).draw_mask(batch, _seeded()).view(maps, count)
+    number = {tuple(part.tolist()): index for index, part in reversed(list(enumerate(parts)))}
+    alike = [number[tuple(part.tolist())] for part in parts]
+    # Agents 0 and 1 are one sample's, agent 2 the other's; two frames each.
+    expected = {
+        "independent": [0, 1, 2, 3, 4, 5],
+        "tube": [0, 0, 2, 2, 4, 4],
+        "shared": [0, 0, 0, 0, 4, 4],
+    }
+    assert alike == expected[scope]

@@ -27,7 +27,8 @@ def _points(
 ) -> ReconstructionPoints:
     places = torch.as_tensor(xyz, dtype=torch.float32).reshape(-1, 3)
     samples = torch.tensor(sample or [0] * len(places), dtype=torch.int64)
-    return ReconstructionPoints(places, samples, torch.zeros(len(places), dtype=torch.int64))
+    zeros = torch.zeros(len(places), dtype=torch.int64)
+    return ReconstructionPoints(places, samples, zeros, zeros)
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -160,7 +161,8 @@ def test_empty_cells_are_random() -> None:
 
 
 def test_head_keeps_the_grid_and_puts_values_last() -> None:
-    head = ReconstructionHead(8, 60)
+    head = ReconstructionHead(8, 60, frames=3)
     features = torch.randn(2, 8, 5, 7)
-    assert head(features).shape == (2, 5, 7, 60)
-    torch.testing.assert_close(head.eval()(features)[1, 2, 3], head.layers(features)[1, :, 2, 3])
+    assert head(features).shape == (2, 3, 5, 7, 60)
+    raw = head.eval().layers(features)
+    torch.testing.assert_close(head(features)[1, 2, 2, 3], raw[1, 120:, 2, 3])

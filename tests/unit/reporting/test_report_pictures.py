@@ -270,9 +270,23 @@ def _made_reconstruction(**changes: Any) -> ReconstructionDrawing:  # noqa: ANN4
         "visible": points[:300],
         "target": points,
         "rebuilt": points[::2] + 0.1,
+        "mask": rng.integers(0, 4, size=(20, 40)),
+        "occupied": rng.uniform(size=(20, 40)) < 0.25,
         "occupancy": rng.uniform(size=(20, 40)),
     }
     return ReconstructionDrawing(scene="s", frame=3, range_m=RANGE, **(parts | changes))
+
+
+def _made_mask() -> NDArray[np.int64]:
+    mask: NDArray[np.int64] | None = _made_reconstruction().mask
+    assert mask is not None
+    return mask
+
+
+def _made_occupied() -> NDArray[np.bool_]:
+    occupied: NDArray[np.bool_] | None = _made_reconstruction().occupied
+    assert occupied is not None
+    return occupied
 
 
 def _panels(figure: Figure) -> list[str]:
@@ -283,8 +297,10 @@ def test_reconstruction_panels(figures: list[Figure]) -> None:
     draw_reconstruction(_made_reconstruction(), Path("unused"))
     assert _panels(figures[0]) == [
         "input, left after masking: 300 points",
+        f"mask: {int((_made_mask() > 0).sum())} columns with points",
         "target: 900 points",
         "rebuilt: 450 points",
+        f"cells with points: {int(_made_occupied().sum())}",
         "probability of occupancy",
     ]
     grounds = [axes for axes in figures[0].axes if axes.get_title()]
@@ -297,7 +313,7 @@ def test_occupancy_rows_run_upwards(figures: list[Figure]) -> None:
     occupancy = np.zeros((20, 40))
     occupancy[0] = 0.5  # the row of the smallest y
     draw_reconstruction(_made_reconstruction(occupancy=occupancy), Path("unused"))
-    image = next(axes.images[0] for axes in figures[0].axes if axes.images)
+    image = [axes.images[0] for axes in figures[0].axes if axes.images][-1]
     assert image.origin == "lower"
     assert list(image.get_extent()) == [-40, 40, -20, 20]
     assert image.get_clim() == (0, 1)
@@ -305,13 +321,40 @@ def test_occupancy_rows_run_upwards(figures: list[Figure]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "count"),
-    [({"rebuilt": None}, 3), ({"occupancy": None}, 3), ({"rebuilt": None, "occupancy": None}, 2)],
+    [
+        ({"rebuilt": None}, 5),
+        ({"occupancy": None, "occupied": None}, 4),
+        ({"rebuilt": None, "occupancy": None, "occupied": None}, 3),
+        ({"mask": None}, 5),
+    ],
 )
 def test_heads_that_are_off_have_no_panel(
     figures: list[Figure], changes: dict[str, Any], count: int
 ) -> None:
     draw_reconstruction(_made_reconstruction(**changes), Path("unused"))
     assert len(_panels(figures[0])) == count
+
+
+def test_mask_rows_run_upwards_and_states_are_counted(figures: list[Figure]) -> None:
+    mask = np.zeros((20, 40), int)
+    mask[0, :3] = 1, 2, 3
+    mask[1, 0] = 3
+    draw_reconstruction(_made_reconstruction(mask=mask), Path("unused"))
+    axes = next(axes for axes in figures[0].axes if axes.get_title().startswith("mask"))
+    image = axes.images[0]
+    assert image.origin == "lower"
+    assert image.get_clim() == (0, 3)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "seen: 1", "hidden from some agents: 1", "hidden from all: 2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", [np.full((2, 2), 4), np.zeros(4), np.full((2, 2), -1)])
+def test_refuses_masks_of_unknown_states(mask: NDArray[np.int64]) -> None:
+    with pytest.raises(ValueError, match="`mask` must hold 0 to 3"):
+        _made_reconstruction(mask=mask)
 
 
 def test_reconstruction_of_nothing(tmp_path: Path) -> None:

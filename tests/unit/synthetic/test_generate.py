@@ -194,6 +194,16 @@ def test_presets_have_whole_windows() -> None:
             assert sensor.elevations_deg == tuple(sorted(sensor.elevations_deg))
 
 
+def test_layouts_of_presets() -> None:
+    """The demo stays at the junction; the larger ones have both, with both in training."""
+    assert PRESETS["tiny"].layouts == ("junction",)
+    for name in ("small", "bench"):
+        preset = PRESETS[name]
+        train = [preset.layout_of(number) for number in range(preset.scenes[0])]
+        assert set(train) == {"junction", "corridor"}
+        assert train.count("corridor") == len(train) // 4
+
+
 def test_cache_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "quick", replace(QUICK, scenes=(1, 0, 0)))
     monkeypatch.setattr("os.cpu_count", lambda: 1)

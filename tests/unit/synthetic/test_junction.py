@@ -12,11 +12,10 @@ from turbotrain_plugin.synthetic.junction import (
     LANE_OFFSETS_M,
     ROADS,
     STOP_LINE_M,
-    Route,
     arm_points,
-    polyline,
     route_network,
 )
+from turbotrain_plugin.synthetic.routes import Route, polyline
 from turbotrain_plugin.synthetic.world import make_junction_world
 
 ROUTES = route_network().routes

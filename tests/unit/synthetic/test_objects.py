@@ -16,7 +16,7 @@ from turbotrain_plugin.synthetic.blocks import (
 )
 from turbotrain_plugin.synthetic.collisions import boxes_overlap
 from turbotrain_plugin.synthetic.ground import KERB_HEIGHT_M, CrossRoads, Ground
-from turbotrain_plugin.synthetic.junction import ROADS
+from turbotrain_plugin.synthetic.junction import ROADS, junction_site
 from turbotrain_plugin.synthetic.objects import (
     HALF_SIZES_M,
     SceneObjects,
@@ -185,7 +185,7 @@ def test_roadside_units_look_at_the_middle() -> None:
 def test_blocks_keep_off_the_road_and_off_one_another() -> None:
     rng = np.random.default_rng(0)
     for _ in range(10):
-        blocks = draw_blocks(SLOPE, rng)
+        blocks = draw_blocks(junction_site(), SLOPE, rng)
         yaw = np.arctan2(blocks.rotations[:, 1, 0], blocks.rotations[:, 0, 0])
         reach = np.stack(
             [
@@ -222,7 +222,7 @@ def test_scattered_blocks_keep_off_given_tracks() -> None:
 
 def test_props() -> None:
     for seed in range(10):
-        props = draw_props(2, np.random.default_rng(seed))
+        props = draw_props(junction_site(), 2, np.random.default_rng(seed))
         assert 2 <= len(props.types) <= 6
         assert set(props.types) <= {"TrashCan", "FireHydrant"}
         x, y = props.xy[0].T

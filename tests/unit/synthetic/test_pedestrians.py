@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from turbotrain_plugin.synthetic.junction import CROSSWALK_M, ROADS
+from turbotrain_plugin.synthetic.junction import CROSSWALK_M, ROADS, junction_site
 from turbotrain_plugin.synthetic.objects import SceneObjects
 from turbotrain_plugin.synthetic.pedestrians import draw_people
 from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse
 from turbotrain_plugin.synthetic.signals import RED, Signals
 
+SITE = junction_site()
 FRAMES = 100
 Drawn = list[tuple[Signals, SceneObjects, CrosswalkUse]]
 
@@ -20,13 +21,13 @@ def drawn() -> Drawn:
     scenes = []
     for seed in range(6):
         signals = Signals(4.0 * seed)
-        scenes.append((signals, *draw_people(signals, FRAMES, np.random.default_rng(seed))))
+        scenes.append((signals, *draw_people(SITE, signals, FRAMES, np.random.default_rng(seed))))
     return scenes
 
 
 def test_numbers() -> None:
     counts = [
-        len(draw_people(Signals(0.0), 2, np.random.default_rng(seed))[0].types)
+        len(draw_people(SITE, Signals(0.0), 2, np.random.default_rng(seed))[0].types)
         for seed in range(16)
     ]
     empty = [count for count in counts if count == 0]

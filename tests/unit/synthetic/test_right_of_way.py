@@ -7,7 +7,7 @@ import pytest
 
 from turbotrain_plugin.synthetic.junction import route_network
 from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse, Fleet, RightOfWay
-from turbotrain_plugin.synthetic.signals import Signals
+from turbotrain_plugin.synthetic.signals import Control, Signals, StopSigns
 
 NETWORK = route_network()
 NOBODY = CrosswalkUse(-8.0, 0.1, np.zeros((0, 4, 0)))
@@ -19,7 +19,7 @@ Vehicle = tuple[tuple[int, str, int], float, float, bool]
 
 
 def gates(
-    signals: Signals, *vehicles: Vehicle, people: CrosswalkUse = NOBODY, time_s: float = 0.0
+    signals: Control, *vehicles: Vehicle, people: CrosswalkUse = NOBODY, time_s: float = 0.0
 ) -> list[str]:
     """Name of the gate at which each vehicle must stop."""
     keys = [(route.arm, route.turn, route.lane) for route in NETWORK.routes]
@@ -123,3 +123,29 @@ def test_people_go_first(arm: int, offset: float, expected: str) -> None:
     offsets[60:, arm, 0] = offset
     people = CrosswalkUse(-8.0, 0.1, offsets)
     assert gates(GREEN_AT_0, (RIGHT, -4.0, 2.0, False), people=people) == [expected]
+
+
+STOP_AT_0 = StopSigns(frozenset({0, 2}))
+
+
+@pytest.mark.parametrize("way", [THROUGH, RIGHT, LEFT])
+@pytest.mark.parametrize(
+    ("stopped", "other", "expected"),
+    [
+        (False, None, "stop"),
+        (True, None, "free"),
+        (True, -15.0, "stop"),  # somebody with priority comes from the left
+        (True, 60.0, "free"),  # through already
+    ],
+)
+def test_stop_sign(
+    way: tuple[int, str, int], stopped: bool, other: float | None, expected: str
+) -> None:
+    """Every turn must halt, then may go when nobody comes; unlike a right turn at red."""
+    others = [] if other is None else [((3, "through", 1), other, 9.0, False)]
+    crosses = [((3, "through", 0), other, 9.0, False)] if other is not None else []
+    assert gates(STOP_AT_0, (way, -1.0, 0.0, stopped), *others, *crosses)[0] == expected
+
+
+def test_priority_at_stop_signs() -> None:
+    assert gates(STOP_AT_0, (FROM_LEFT, -20.0, 10.0, False)) == ["free"]

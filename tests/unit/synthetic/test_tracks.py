@@ -70,6 +70,43 @@ def test_a_gap_of_two_seconds_is_bridged(tmp_path: Path) -> None:
     assert scene.objects.present.all()
 
 
+@pytest.mark.parametrize(
+    ("step", "gap", "filled"),
+    [
+        (0.1, 0.5, True),
+        (0.1, 0.6, False),  # five frames at most where frames come at 10 Hz
+        (0.5, 0.7, True),  # a recording at 2 Hz: one and a half steps
+        (0.5, 0.8, False),
+        (1.5, 2.0, True),
+        (1.5, 2.1, False),  # and never more than 2 s
+    ],
+)
+def test_how_long_a_gap_is_filled(tmp_path: Path, step: float, gap: float, filled: bool) -> None:
+    times = [round(step * n, 6) for n in range(8)]
+    times += [round(times[-1] + gap + step * n, 6) for n in range(8)]
+    path = write(tmp_path / "t.csv", *(row(time_s=t, where=(t, 0, 0.8)) for t in times))
+    (scene,) = read_tracks(path)
+    assert scene.objects.present.all() == filled
+    np.testing.assert_allclose(scene.objects.speed[scene.objects.present], 1.0)
+
+
+def test_a_hop_across_a_gap_is_no_speed(tmp_path: Path) -> None:
+    early = [row(time_s=0.1 * n) for n in range(5)]
+    late = [row(time_s=2.0 + 0.1 * n, where=(30, 0, 0.8)) for n in range(5)]
+    (scene,) = read_tracks(write(tmp_path / "t.csv", *early, *late))
+    np.testing.assert_array_equal(
+        np.nonzero(scene.objects.present[:, 0])[0], [*range(5), *range(20, 25)]
+    )
+    assert (scene.objects.speed == 0.0).all()
+
+
+def test_bare_two_wheelers_and_carts_are_known(tmp_path: Path) -> None:
+    kinds = ("Bicycle", "Motorcycle", "Scooter", "ConstructionCart")
+    rows = [row(number=n, kind=kind, where=(9.0 * n, 0, 1)) for n, kind in enumerate(kinds)]
+    (scene,) = read_tracks(write(tmp_path / "t.csv", *rows))
+    assert scene.objects.types == kinds
+
+
 def test_extra_columns_spaces_and_order_do_not_matter(tmp_path: Path) -> None:
     names = [*reversed(COLUMNS), "comment"]
     values = dict(zip(COLUMNS, row().split(","), strict=True))

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from turbotrain_plugin.synthetic.collisions import first_collision
-from turbotrain_plugin.synthetic.junction import STOP_LINE_M, arm_points
+from turbotrain_plugin.synthetic.junction import STOP_LINE_M, arm_points, route_network
 from turbotrain_plugin.synthetic.objects import VEHICLE_TYPES, SceneObjects
 from turbotrain_plugin.synthetic.right_of_way import CrosswalkUse
 from turbotrain_plugin.synthetic.scene import ScenePlan, plan_junction_scene
@@ -17,6 +17,7 @@ from turbotrain_plugin.synthetic.world import make_junction_world
 
 F64 = NDArray[np.float64]
 NOBODY = CrosswalkUse(-8.0, 0.1, np.zeros((0, 4, 0)))
+NETWORK = route_network()
 FRAMES = 121
 
 
@@ -31,7 +32,7 @@ def runs() -> list[tuple[Signals, SceneObjects]]:
     """Three runs of 40 s."""
     signals = [Signals(9.0 * seed) for seed in range(3)]
     return [
-        (signal, simulate_traffic(signal, NOBODY, 400, np.random.default_rng(seed)))
+        (signal, simulate_traffic(NETWORK, signal, NOBODY, 400, np.random.default_rng(seed)))
         for seed, signal in enumerate(signals)
     ]
 
@@ -186,7 +187,7 @@ def test_turns_wait_for_people_on_the_crosswalk() -> None:
     people = CrosswalkUse(-8.0, 0.1, offsets)
     before, during, after = 0, 0, 0
     for seed in range(2):
-        objects = simulate_traffic(Signals(0.0), people, 400, np.random.default_rng(seed))
+        objects = simulate_traffic(NETWORK, Signals(0.0), people, 400, np.random.default_rng(seed))
         for time_s, right_or_left in turning_fronts(objects):
             if right_or_left:
                 before += time_s < 5.0

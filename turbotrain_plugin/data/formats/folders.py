@@ -18,7 +18,17 @@ from typing import Final
 from turbotrain_plugin.data.formats.base import AgentFrames, SceneIndex
 from turbotrain_plugin.structures import UserError
 
-__all__ = ["cloud_stems", "index_scene", "scene_folders", "split_folders"]
+__all__ = [
+    "cloud_stems",
+    "frame_numbers",
+    "index_scene",
+    "is_agent",
+    "misnamed_files",
+    "misnamed_folders",
+    "scene_folders",
+    "split_folders",
+    "subfolders",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +36,7 @@ _SPLIT: Final = re.compile(r"(train|validate|val|test)\d*", re.ASCII)
 _AGENT: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 # Six digits and nothing else: leaves out images and the files named `additional`, `camera_gt`.
 _FRAME: Final = re.compile(r"(\d{6})\.([a-z]+)", re.ASCII)
+_OTHER_TASKS: Final = ("additional", "camera_gt")
 
 
 def split_folders(root: Path, split: str | None = None) -> list[Path]:
@@ -44,7 +55,7 @@ def split_folders(root: Path, split: str | None = None) -> list[Path]:
     # Names and parents matter below. Not resolve(): a split may be a link to another disk, and the
     # map lies beside the link.
     root = Path(os.path.abspath(root))  # noqa: PTH100
-    folders = [path for path in _subfolders(root) if _SPLIT.fullmatch(path.name)]
+    folders = [path for path in subfolders(root) if _SPLIT.fullmatch(path.name)]
     if not folders:
         return [root]
     wanted = [path for path in folders if split in (None, _split_name(path))]
@@ -60,9 +71,9 @@ def scene_folders(split_folder: Path) -> list[Path]:
     Raises:
         UserError: When there is none, or the folder is itself a scenario.
     """
-    folders = _subfolders(split_folder)
-    with_agents = [path for path in folders if any(map(_is_agent, _subfolders(path)))]
-    if not with_agents and any(map(_is_agent, folders)):
+    folders = subfolders(split_folder)
+    with_agents = [path for path in folders if any(map(is_agent, subfolders(path)))]
+    if not with_agents and any(map(is_agent, folders)):
         raise UserError(f"{split_folder}: is a single scene. Give the folder that holds it.")
     if not with_agents:
         raise UserError(
@@ -84,7 +95,7 @@ def index_scene(
     """
     labels: dict[int, set[int]] = {}
     points: dict[int, set[int]] = {}
-    for agent_folder in filter(_is_agent, _subfolders(folder)):
+    for agent_folder in filter(is_agent, subfolders(folder)):
         found = _stems(agent_folder)
         labels[int(agent_folder.name)] = found.get("yaml", set())
         points[int(agent_folder.name)] = set().union(*(found.get(one, set()) for one in clouds))
@@ -148,11 +159,40 @@ def _stems(folder: Path) -> dict[str, set[int]]:
     return found
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def frame_numbers(folder: Path, suffix: str) -> list[int]:
+    """Return the sorted numbers of an agent's files with a suffix."""
+    return sorted(_stems(folder).get(suffix, ()))
+
+
+def misnamed_files(folder: Path, clouds: Sequence[str]) -> list[str]:
+    """Return the names of labels and clouds of an agent that are no frame's, sorted.
+
+    Files named ``additional`` or ``camera_gt`` belong to other tasks and are not meant.
+    """
+    suffixes = {".yaml", ".yml", *(f".{one}" for one in clouds)}
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes
+        and not _FRAME.fullmatch(path.name)
+        and not path.name.startswith(".")
+        and not any(word in path.name for word in _OTHER_TASKS)
+    )
+
+
+def misnamed_folders(scene: Path) -> list[Path]:
+    """Return the folders of a scene that hold label files and are no agent's."""
+    folders = [path for path in subfolders(scene) if not is_agent(path)]
+    return [path for path in folders if any(path.glob("*.yaml"))]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, hidden ones left out, sorted by name."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_dir())
 
 
-def _is_agent(folder: Path) -> bool:
+def is_agent(folder: Path) -> bool:
+    """Return whether a folder is named like an agent: a whole number."""
     return _AGENT.fullmatch(folder.name) is not None
 
 

@@ -41,6 +41,8 @@ class SequenceReader(ABC):
     """Suffixes of cloud files, the preferred one first."""
     ticks: ClassVar[bool] = False
     """Whether files are numbered by ticks of a 20 Hz simulation."""
+    has_maps: ClassVar[bool] = False
+    """Whether the layout has a place for vector maps."""
     labels_kept_as: ClassVar[str] = ""
     """Part of the cache's name: one file read as two layouts gives different labels."""
 
@@ -84,6 +86,15 @@ class SequenceReader(ABC):
         """Return the cloud of a frame; where there is none, the file it should be."""
         paths = [scene.file(agent_id, frame, suffix) for suffix in cls.clouds]
         return next((path for path in paths if path.exists()), paths[0])
+
+    @classmethod
+    def map_file(cls, scene: SceneIndex) -> Path | None:  # noqa: ARG003 - most have none
+        """Return the map of a scene's area, or None.
+
+        Raises:
+            UserError: When none of several files can be chosen.
+        """
+        return None
 
     @property
     def scenes(self) -> tuple[SceneIndex, ...]:

@@ -60,6 +60,7 @@ class V2XPnPSeqReader(SequenceReader):
     """Reader of V2XPnP-Seq and V2X-Real; see ``SequenceReader``."""
 
     clouds: ClassVar[tuple[str, ...]] = ("bin", "pcd")
+    has_maps: ClassVar[bool] = True
 
     def __init__(
         self, roots: Sequence[Path], *, split: str | None = None, cache_dir: Path | None = None
@@ -77,13 +78,18 @@ class V2XPnPSeqReader(SequenceReader):
         """Return the points of a ``.bin`` or ``.pcd``."""
         return read_pcd(path) if path.suffix == ".pcd" else read_cloud(path)
 
+    @classmethod
+    def map_file(cls, scene: SceneIndex) -> Path | None:
+        """Return the map whose name fits the scene: by its roadside units, see ``read_map``."""
+        return _map_path(scene)
+
     def read_map(self, scene: SceneIndex) -> VectorMap | None:
         """Return the junction map for scenes with a roadside unit, else the corridor map.
 
         Raises:
             UserError: When the map is damaged, unsafe, or none of several files can be chosen.
         """
-        path = _map_path(scene)
+        path = self.map_file(scene)
         if path is None:
             return None
         if path not in self._maps:

@@ -6,8 +6,10 @@ from turbotrain_plugin.models.fusion.attfuse import AttFuse
 from turbotrain_plugin.models.fusion.base import AgentFusion, AgentLayout
 from turbotrain_plugin.models.fusion.cobevflow import CoBEVFlow
 from turbotrain_plugin.models.fusion.disconet import DiscoNet
+from turbotrain_plugin.models.fusion.early import EarlyFusion
 from turbotrain_plugin.models.fusion.fcooper import FCooper
 from turbotrain_plugin.models.fusion.ffnet import FFNet
+from turbotrain_plugin.models.fusion.late import LateFusion
 from turbotrain_plugin.models.fusion.no_fusion import NoFusion
 from turbotrain_plugin.models.fusion.v2vnet import V2VNet
 from turbotrain_plugin.models.fusion.v2xpnp import V2XPnP
@@ -23,6 +25,8 @@ FUSIONS: Final = {
     "ffnet": FFNet,
     "cobevflow": CoBEVFlow,
     "no_fusion": NoFusion,
+    "early": EarlyFusion,
+    "late": LateFusion,
 }
 """``model.args.fusion.core_method`` -> class, called with the keys and the channels."""
 
@@ -33,8 +37,10 @@ __all__ = [
     "AttFuse",
     "CoBEVFlow",
     "DiscoNet",
+    "EarlyFusion",
     "FCooper",
     "FFNet",
+    "LateFusion",
     "NoFusion",
     "V2VNet",
     "V2XPnP",

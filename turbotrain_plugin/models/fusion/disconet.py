@@ -1,7 +1,8 @@
 """DiscoNet: F = sum_j w_j F_j with one learned weight per agent and cell (arXiv:2111.00643).
 
 w_j = softmax_j g([F_j ; F_0]), where g is a network of 1x1 convolutions 2C-128-32-8-1 and the ego
-is among the j.
+is among the j. Distillation, where a teacher T reads the joined clouds of all agents: per cell
+KL(softmax_c T || softmax_c F) over the channels c.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from turbotrain_plugin.models.layers import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM,
 from turbotrain_plugin.models.message import map_bytes
 from turbotrain_plugin.structures import FusionContext, FusionOutput
 
-__all__ = ["DiscoNet"]
+__all__ = ["DiscoNet", "divergence"]
 
 _WIDTHS: Final = (128, 32, 8)
 
@@ -30,8 +31,10 @@ _WIDTHS: Final = (128, 32, 8)
 class DiscoNet(AgentFusion):
     """Weighted mean of the agents that see a cell; 0.070 M parameters at 256 channels.
 
-    The paper also distils the fused map from a teacher trained on early-fused points. That part is
-    training, not fusion, and is not built: this is the student without its teacher.
+    The teacher's map comes with the context (``taught``, made in ``engine/teacher.py``); without
+    one there is no such loss. As in the authors' code, the divergence is a mean over all values of
+    the map, channels included. They distil three maps of the decoder too; ours the fused one alone,
+    as HEAL does.
 
     The ReLU behind the last layer is the authors'. It can leave all scores at 0, where no gradient
     passes and the weights stay equal: 4 of 200 random starts did. ``last_relu: false`` drops it.
@@ -47,6 +50,7 @@ class DiscoNet(AgentFusion):
     def __init__(self, args: FusionConfig, channels: int) -> None:
         super().__init__()
         self._channels = channels
+        self._distil_weight = args.distill.weight
         self.compare = nn.Linear(2 * channels, _WIDTHS[0], bias=False)
         self.judge = nn.Sequential(
             _norm_relu(_WIDTHS[0]),
@@ -60,12 +64,18 @@ class DiscoNet(AgentFusion):
         )
 
     def forward(self, features: Tensor, context: FusionContext) -> FusionOutput:
-        """Return the weighted sum of the agents of each sample of (sum A, C, H, W)."""
+        """Return the weighted sum of each sample's agents of (sum A, C, H, W).
+
+        With a teacher also the loss ``distillation``.
+        """
         layout = AgentLayout.of(context.record_len, features.shape[0])
         seen = seen_cells(context, layout)
         scores = self.scores(features, seen, layout)
         fused = softmax_sum(features, scores, seen, layout)
-        return FusionOutput(fused, {}, map_bytes(features))
+        losses = {}
+        if context.taught is not None:
+            losses["distillation"] = self._distil_weight * divergence(context.taught, fused)
+        return FusionOutput(fused, losses, map_bytes(features))
 
     def scores(self, features: Tensor, seen: Tensor, layout: AgentLayout) -> Tensor:
         """Return g([F_j ; F_0]), (sum A, 1, H, W), 0 where an agent does not see the cell.
@@ -81,6 +91,26 @@ class DiscoNet(AgentFusion):
         judged = self.judge(hidden.flatten(0, 2).index_select(0, rows)).squeeze(1)
         scores: Tensor = judged.new_zeros(seen.numel()).index_copy(0, rows, judged)
         return scores.view(seen.shape)
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(softmax_c(teacher) || softmax_c(student)), summed over c, over B C H W, a scalar.
+
+    Args:
+        teacher: (B, C, H, W), no gradient.
+        student: (B, C, H, W).
+
+    Raises:
+        ValueError: When the shapes differ.
+    """
+    if teacher.shape != student.shape:
+        raise ValueError(
+            f"`teacher` must have the student's shape {tuple(student.shape)}. "
+            f"Found {tuple(teacher.shape)}."
+        )
+    wanted = F.log_softmax(teacher.detach().float(), dim=1)
+    found = F.log_softmax(student.float(), dim=1)
+    return F.kl_div(found, wanted, reduction="sum", log_target=True) / found.numel()
 
 
 def _norm_relu(width: int) -> nn.Sequential:
