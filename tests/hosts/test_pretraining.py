@@ -89,7 +89,7 @@ def test_hidden_voxels_never_reach_the_model_and_no_agent_is_lost(
         inputs: list[Any] = []
         encoder = model.get_submodule("encoder")
         hook = encoder.register_forward_pre_hook(lambda _m, args: inputs.append(args))
-        found = network.fuse_agents(network.encode(voxels), None).features
+        found = network(batch)
         hook.remove()
     assert found.shape == (2, 8, 16, 16)
     lidar, agents = inputs[0]

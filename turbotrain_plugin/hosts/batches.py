@@ -57,6 +57,9 @@ def with_points(batch: Batch) -> Batch:
         torch.arange(len(batch.record_len), device=agent.device), batch.record_len
     )
     batch.reconstruction = ReconstructionPoints(
-        xyz=voxels.points[used][:, :3], sample=sample_of_agent[agent], agent=agent
+        xyz=voxels.points[used][:, :3],
+        sample=sample_of_agent[agent],
+        agent=agent,
+        age=torch.zeros_like(agent),
     )
     return batch

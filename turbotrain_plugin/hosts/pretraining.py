@@ -19,7 +19,7 @@ from turbotrain_plugin.geometry.grid import BevGrid
 from turbotrain_plugin.hosts.batches import to_batch, with_points
 from turbotrain_plugin.hosts.learner import HostLosses
 from turbotrain_plugin.pretraining import MaskedPretrainer
-from turbotrain_plugin.structures import Batch, FusionOutput, UserError, Voxels
+from turbotrain_plugin.structures import Batch, UserError
 
 KNOWN: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "point_pillar_fcooper": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
@@ -75,7 +75,7 @@ def module_paths(core_method: str, model: nn.Module, given: ModulePaths) -> Modu
 
 
 class HostNetwork(nn.Module):
-    """A host's model in the place of our network inside ``MaskedPretrainer``.
+    """A host's model up to its fusion, as ``MaskedPretrainer`` wants a module of one's own.
 
     Args:
         model: The host's.
@@ -101,7 +101,6 @@ class HostNetwork(nn.Module):
             for axis in (0, 1)
         )
         self._ego = ego
-        self._visible: Voxels | None = None
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         with torch.no_grad():
@@ -120,42 +119,26 @@ class HostNetwork(nn.Module):
         self._ego = ego
         return with_points(to_batch(ego))
 
-    def encode(self, voxels: Voxels) -> Tensor:
-        """Remember what is visible; an agent of which nothing is left keeps one empty voxel."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Return (B, C, H, W): the host's model on what is visible, up to its fusion.
+
+        An agent of which nothing is left keeps one empty voxel: the hosts count agents by theirs.
+        """
+        voxels = batch.voxels
         present = torch.zeros(voxels.map_count, dtype=torch.bool, device=voxels.points.device)
         present[voxels.coordinates[:, 0].long()] = True
         blank = (~present).nonzero()
-        self._visible = Voxels(
-            points=torch.cat([voxels.points, voxels.points.new_zeros(len(blank), *_slots(voxels))]),
-            coordinates=torch.cat(
-                [voxels.coordinates, nn.functional.pad(blank, (0, 3)).to(voxels.coordinates)]
-            ),
-            point_counts=torch.cat(
-                [voxels.point_counts, torch.ones_like(blank[:, 0]).to(voxels.point_counts)]
-            ),
-            map_count=voxels.map_count,
-        )
-        return voxels.points.new_zeros(voxels.map_count)
-
-    def fuse_time(self, features: Tensor, frame_valid: Tensor) -> Tensor:
-        """Return the features: hosts have one frame."""
-        del frame_valid
-        return features
-
-    def context(self, batch: Batch, maps: Tensor) -> None:
-        """Return nothing: the host's batch holds what its fusion needs."""
-
-    def fuse_agents(self, features: Tensor, context: None) -> FusionOutput:
-        """Run the host's model on what is visible, up to its fusion; (B, C, H, W)."""
-        del features, context
-        assert self._visible is not None
+        corner = nn.functional.pad(blank, (0, 3)).to(voxels.coordinates)
+        empty = voxels.points.new_zeros(len(blank), *voxels.points.shape[1:])
         lidar = {
             **self._ego["processed_lidar"],
-            "voxel_features": self._visible.points,
-            "voxel_coords": self._visible.coordinates,
-            "voxel_num_points": self._visible.point_counts,
+            "voxel_features": torch.cat([voxels.points, empty]),
+            "voxel_coords": torch.cat([voxels.coordinates, corner]),
+            "voxel_num_points": torch.cat(
+                [voxels.point_counts, voxels.point_counts.new_ones(len(blank))]
+            ),
         }
-        return FusionOutput(self._until_fusion({**self._ego, "processed_lidar": lidar}), {}, 0)
+        return self._until_fusion({**self._ego, "processed_lidar": lidar})
 
     def _until_fusion(self, ego: dict[str, Any]) -> Tensor:
         caught: list[Any] = []
@@ -190,10 +173,6 @@ class HostNetwork(nn.Module):
         return output if first else output.permute(0, 3, 1, 2)
 
 
-def _slots(voxels: Voxels) -> tuple[int, int]:
-    return voxels.points.shape[1], voxels.points.shape[2]
-
-
 class MaskedLearner:
     """A host's model taught by reconstruction.
 
@@ -206,13 +185,14 @@ class MaskedLearner:
     """
 
     def __init__(self, network: HostNetwork, keys: HostPretrain) -> None:
-        if keys.mask.mode != "drop" or not keys.agent_fusion:
+        whole = keys.agent_fusion and keys.target_frames == "current" and not keys.compression
+        if keys.mask.mode != "drop" or not whole or keys.init or keys.root_dir:
             raise UserError(
-                "Around a host's model turbotrain.pretrain.mask.mode must be drop and "
-                "turbotrain.pretrain.agent_fusion true."
+                "Around a host's model turbotrain.pretrain.mask.mode must be drop, agent_fusion "
+                "true, target_frames current, and compression, init and root_dir as they are."
             )
         self.network = network
-        self.module: nn.Module = MaskedPretrainer(cast(Any, network), network.grid, keys)
+        self.module: nn.Module = MaskedPretrainer(network, network.grid, keys)
 
     def train_mode(self) -> None:
         """Put everything into training mode."""
