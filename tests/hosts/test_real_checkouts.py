@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -146,6 +147,8 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
     log_dir = ["--log_dir", str(tmp_path / "logs"), "--run_seed", "1"]
     assert launch(["train", *log_dir, "--hypes_yaml", str(file)]) == 0
     (folder,) = (tmp_path / "logs").iterdir()
+    if real.name == "heal" and importlib.util.find_spec("cv2") is None:
+        pytest.skip("trained; HEAL's inference.py draws the first frame with opencv")
     inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
     assert launch(inference) == 0
     assert (folder / "eval.yaml").is_file()
