@@ -154,7 +154,9 @@ class TurbotrainBalanced(nn.Module):
                 if leaf in found and self.weights[task] != 1.0
             ]
             if rows:
-                self._hooks.append(leaf.register_hook(_corrector(rows, note)))
+                own: list[RemovableHandle] = []
+                own.append(leaf.register_hook(_corrector(rows, note, own)))
+                self._hooks += own
         noted: Tensor = _Scaled.apply(total, note)  # type: ignore[no-untyped-call]
         return noted
 
@@ -171,13 +173,15 @@ def _gradient(loss: Tensor, leaves: tuple[Tensor, ...]) -> dict[Tensor, Tensor]:
     return present(leaves, torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
 
 
-def _corrector(rows: list[tuple[float, Tensor]], note: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a hook that adds ``sum (w_i - 1) g_i``, times the noted factor."""
+def _corrector(
+    rows: list[tuple[float, Tensor]], note: list[Tensor], own: list[RemovableHandle]
+) -> Callable[[Tensor], Tensor]:
+    """Return a hook that adds ``sum (w_i - 1) g_i``, times the noted factor, once."""
 
     def corrected(gradient: Tensor) -> Tensor:
-        factor = note[0].to(gradient.dtype)
+        own[0].remove()  # a later backward pass is none of ours
         correction = sum_of(rows).to(gradient.dtype)
-        return gradient + factor * correction
+        return gradient + note[0].to(gradient.dtype) * correction
 
     return corrected
 
