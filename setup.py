@@ -57,6 +57,7 @@ HYPES = {
     "turbotrain_plugin.hypes_yaml.tiny": "hypes_yaml/tiny",
     "turbotrain_plugin.hypes_yaml.tiny_second": "hypes_yaml/tiny_second",
 }
+PATCHES = {"turbotrain_plugin.patches": "patches"}
 
 setup(
     name="turbotrain_plugin",
@@ -69,9 +70,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*PACKAGES, *HYPES],
-    package_dir={"turbotrain_plugin": "turbotrain_plugin", **HYPES},
-    package_data={"turbotrain_plugin": ["py.typed"], **{name: ["*.yaml"] for name in HYPES}},
+    packages=[*PACKAGES, *HYPES, *PATCHES],
+    package_dir={"turbotrain_plugin": "turbotrain_plugin", **HYPES, **PATCHES},
+    package_data={
+        "turbotrain_plugin": ["py.typed"],
+        **{name: ["*.yaml"] for name in HYPES},
+        **{name: ["*.patch", "README.md"] for name in PATCHES},
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import turbotrain_plugin
 from turbotrain_plugin.cli.data import add_data
+from turbotrain_plugin.cli.host import add_host
 from turbotrain_plugin.cli.hypes import add_config
 from turbotrain_plugin.cli.profile import add_profile
 from turbotrain_plugin.cli.report import add_report
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         add_report,
         add_profile,
         add_data,
+        add_host,
         add_config,
     ):
         add(verbs)
@@ -100,5 +102,6 @@ def _program() -> str:
 
 def _doctor(_options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.doctor import examine
+    from turbotrain_plugin.hosts.doctor import host_findings
 
-    return examine()
+    return examine([host_findings])

@@ -38,9 +38,19 @@ def _config_show(options: argparse.Namespace) -> int:
 
 
 def _config_check(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.config import find_hypes, load_hypes
+    from turbotrain_plugin.config import (
+        describes_host,
+        find_hypes,
+        host_block,
+        load_hypes,
+        load_tree,
+    )
 
-    load_hypes(options.file, options.overrides)
+    tree = load_tree(options.file, options.overrides)
+    if describes_host(tree):
+        host_block(tree)
+    else:
+        load_hypes(options.file, options.overrides)
     sys.stdout.write(f"{find_hypes(options.file)}: valid\n")
     return 0
 
@@ -54,9 +64,10 @@ def _config_diff(options: argparse.Namespace) -> int:
 
 
 def _config_explain(options: argparse.Namespace) -> int:
-    from turbotrain_plugin.config import explain
+    from turbotrain_plugin.config import HostBlock, explain
 
-    found = [entry for entry in explain() if entry[0].startswith(options.prefix)]
+    entries = {entry[0]: entry for entry in (*explain(HostBlock, "turbotrain"), *explain())}
+    found = [entry for entry in entries.values() if entry[0].startswith(options.prefix)]
     if not found:
         raise UserError(f"no key begins with {options.prefix!r}.")
     for name, default, text in found:

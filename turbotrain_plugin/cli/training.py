@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from turbotrain_plugin.cli.common import Verbs, add_hypes, add_override
+from turbotrain_plugin.errors import UserError
 
 
 def add_train(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -63,6 +64,22 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _train(options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.distributed import is_launched
     from turbotrain_plugin.engine.launch import launch
+    from turbotrain_plugin.hosts import command
+
+    if command.is_for_host(options.hypes, options.model_dir):
+        return command.train(
+            command.HostRequest(
+                hypes=options.hypes,
+                model_dir=options.model_dir,
+                resume=options.resume,
+                overrides=options.overrides,
+                device=options.device,
+                seed=options.seed,
+                half=options.half,
+                dry_run=options.dry_run,
+                alone=options.gpus in (None, 1) and not is_launched(os.environ),
+            )
+        )
     from turbotrain_plugin.engine.run import TrainRequest, train
 
     alone = options.gpus in (None, 1) or options.dry_run
@@ -88,10 +105,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.engine.evaluate import evaluate_run
     from turbotrain_plugin.engine.sweep import sweep_run
+    from turbotrain_plugin.hosts import command
 
     overrides = list(options.overrides)
     if options.dataset_mode:
         overrides.append(f"dataset_mode={options.dataset_mode}")
+    if command.is_for_host(None, options.model_dir):
+        if options.sweeps:
+            raise UserError("--sweep is for our own networks; a host's data have no such keys.")
+        return command.evaluate(
+            options.model_dir,
+            device=options.device,
+            split=options.split,
+            epoch=options.epoch,
+            overrides=overrides,
+            out=options.out,
+        )
 
     def work(device: torch.device) -> int:
         how: dict[str, Any] = {

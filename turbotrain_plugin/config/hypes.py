@@ -69,12 +69,21 @@ def load_hypes(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: With file, line, key and remedy on any mistake.
     """
+    config = build(RunConfig, load_tree(name, overrides))
+    check(config)
+    return config
+
+
+def load_tree(name: str | Path, overrides: Sequence[str] = ()) -> Located:
+    """Return a hypes file with its fragments and overrides, as it is written.
+
+    Raises:
+        UserError: When there is no such file, or it is no plain YAML.
+    """
     tree = _with_fragments(find_hypes(name).resolve(), ())
     for override in overrides:
         tree = merge(tree, _override_tree(override))
-    config = build(RunConfig, tree)
-    check(config)
-    return config
+    return tree
 
 
 def _with_fragments(path: Path, chain: tuple[Path, ...]) -> Located:

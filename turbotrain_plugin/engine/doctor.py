@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,9 +36,13 @@ class Finding:
     fix: str = ""
 
 
-def examine() -> int:
-    """Print the findings; exit code 1 when something that is needed does not work."""
-    findings = [finding for look in _LOOKS for finding in look()]
+def examine(further: Sequence[Callable[[], Iterator[Finding]]] = ()) -> int:
+    """Print the findings; exit code 1 when something that is needed does not work.
+
+    Args:
+        further: Looks of rooms above this one.
+    """
+    findings = [finding for look in (*_LOOKS, *further) for finding in look()]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         emit(f"{finding.state:>4}  {finding.what:<{width}}  {finding.found}")

@@ -1,0 +1,216 @@
+"""What we know of a host: how it loads data, moves the learning rate, infers and scores.
+
+The defaults are OpenCOOD's; a fork overrides what it does differently, one file per fork. Nothing
+here imports a host: its modules come in as ``HostModules``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+
+from turbotrain_plugin.hosts.tasks import loss_terms
+
+COSINE: Final = "cosineannealwarm"
+IOU_THRESHOLDS: Final = (0.3, 0.5, 0.7)
+"""Of the hosts' own scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostModules:
+    """The modules of a host that its train.py and inference.py use."""
+
+    yaml_utils: ModuleType
+    datasets: ModuleType
+    train_utils: ModuleType
+    inference_utils: ModuleType
+    eval_utils: ModuleType
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderKeys:
+    """How a host's train.py loads data.
+
+    Attributes:
+        workers: Processes of the training loader.
+        validation_workers: Processes of the validation loader.
+        shuffle_validation: Whether validation is shuffled.
+        pin_memory: Whether batches are pinned.
+    """
+
+    workers: int = 8
+    validation_workers: int = 8
+    shuffle_validation: bool = False
+    pin_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResult:
+    """What a host detected in one frame, in its own frame of reference.
+
+    Attributes:
+        boxes: (N, 8, 3) corners.
+        scores: (N,).
+        labels: (N,) class from 1.
+        truth: (M, 8, 3) corners.
+        truth_labels: (M,) class from 1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    truth: Tensor
+    truth_labels: Tensor
+
+
+class Host:
+    """OpenCOOD itself, and the base of its forks.
+
+    Attributes:
+        name: In YAML (``turbotrain.host.name``).
+        title: What it is called.
+        commit: The commit that was read and run.
+        loader: How its train.py loads data.
+        one_scheduler_argument: Whether ``setup_lr_schedular`` takes no number of steps.
+    """
+
+    name: ClassVar[str] = "opencood"
+    title: ClassVar[str] = "OpenCOOD"
+    commit: ClassVar[str] = "31ba16025da27ffe4e336f011290dfbc66f9a1f1"
+    loader: ClassVar[LoaderKeys] = LoaderKeys()
+    one_scheduler_argument: ClassVar[bool] = False
+
+    def recognises(self, root: Path) -> bool:
+        """Return whether the checkout at ``root`` is this host."""
+        return (root / "opencood" / "tools" / "train.py").is_file()
+
+    # ------------------------------------------------------------------------------------ training
+
+    def prepare(self, hypes: dict[str, Any]) -> None:
+        """Put into the hypes what the host's scripts put there."""
+
+    def make_scheduler(
+        self,
+        modules: HostModules,
+        hypes: dict[str, Any],
+        optimizer: torch.optim.Optimizer,
+        steps_per_epoch: int,
+    ) -> Any:  # noqa: ANN401 - torch's or timm's
+        """Return the host's learning-rate schedule."""
+        setup = modules.train_utils.setup_lr_schedular
+        if self.one_scheduler_argument:
+            return setup(hypes, optimizer)
+        return setup(hypes, optimizer, steps_per_epoch)
+
+    def epoch_begins(self, scheduler: Any, hypes: dict[str, Any], epoch: int, steps: int) -> None:  # noqa: ANN401
+        """Move the learning rate before the first step of an epoch."""
+        if hypes["lr_scheduler"]["core_method"] == COSINE:
+            scheduler.step_update(epoch * steps)
+        else:
+            scheduler.step(epoch)
+
+    def step_done(
+        self,
+        scheduler: Any,  # noqa: ANN401
+        hypes: dict[str, Any],
+        epoch: int,
+        step: int,
+        steps: int,
+    ) -> None:
+        """Move the learning rate after a step."""
+        if hypes["lr_scheduler"]["core_method"] == COSINE:
+            scheduler.step_update(epoch * steps + step)
+
+    def epoch_ends(self, scheduler: Any, epoch: int) -> None:  # noqa: ANN401
+        """Move the learning rate after an epoch and its validation."""
+
+    def between_epochs(self, dataset: Any) -> None:  # noqa: ANN401 - a host's data set
+        """Do to the training set what the host does between two epochs."""
+
+    def skips(self, batch: Any) -> bool:  # noqa: ANN401 - a host's dictionary, or None
+        """Return whether the host passes over a training batch."""
+        return batch is None
+
+    def tell_epoch(self, batch: dict[str, Any], epoch: int) -> None:
+        """Put the epoch into a batch, where the host does."""
+
+    def set_train_mode(self, model: nn.Module) -> None:
+        """Put the model into training mode, as before every step."""
+        model.train()
+
+    def losses(
+        self,
+        criterion: nn.Module,
+        output: dict[str, Any],
+        ego: dict[str, Any],
+        dataset: Any,  # noqa: ANN401
+        hypes: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the host would differentiate, and its terms by name."""
+        del dataset, hypes
+        total: Tensor = criterion(output, ego["label_dict"])
+        return total, loss_terms(getattr(criterion, "loss_dict", {}), total)
+
+    # ---------------------------------------------------------------------------------- evaluation
+
+    def fusion_method(self, hypes: dict[str, Any]) -> str:
+        """Return ``late``, ``early`` or ``intermediate``, after the data set."""
+        name = str(hypes["fusion"]["core_method"]).lower()
+        return next((kind for kind in ("late", "early") if name.startswith(kind)), "intermediate")
+
+    def infer(
+        self,
+        modules: HostModules,
+        batch: dict[str, Any],
+        model: nn.Module,
+        dataset: Any,  # noqa: ANN401
+        method: str,
+    ) -> FrameResult:
+        """Detect in one frame by the host's own inference function."""
+        function = getattr(modules.inference_utils, f"inference_{method}_fusion")
+        boxes, scores, truth = function(batch, model, dataset)[:3]
+        return single_class_result(boxes, scores, truth)
+
+    def scores(self, modules: HostModules, frames: Sequence[FrameResult]) -> dict[str, float]:
+        """Return AP by the host's own code: in the order of frames, and sorted over all of them.
+
+        Names are ``ap_0.50`` and ``ap_0.50_global_sort``. Without any true object nothing is
+        scored, where the host's code would divide by zero.
+        """
+        stat = {iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in IOU_THRESHOLDS}
+        for frame in frames:
+            boxes = frame.boxes if len(frame.boxes) else None
+            for iou in IOU_THRESHOLDS:
+                modules.eval_utils.caluclate_tp_fp(boxes, frame.scores, frame.truth, stat, iou)
+        if not stat[IOU_THRESHOLDS[0]]["gt"]:
+            return {}
+        found = {}
+        for iou in IOU_THRESHOLDS:
+            for ending, sort in (("", False), ("_global_sort", True)):
+                kept = copy.deepcopy(stat)  # the host's function cumulates in place
+                found[f"ap_{iou:.2f}{ending}"] = float(
+                    modules.eval_utils.calculate_ap(kept, iou, sort)[0]
+                )
+        return found
+
+
+def single_class_result(boxes: Any, scores: Any, truth: Any) -> FrameResult:  # noqa: ANN401
+    """Return a frame of one class; a host says None where nothing was detected."""
+    truth = torch.as_tensor(truth).detach().cpu().reshape(-1, 8, 3)
+    if boxes is None:
+        boxes, scores = truth.new_zeros(0, 8, 3), truth.new_zeros(0)
+    boxes, scores = boxes.detach().cpu(), scores.detach().cpu()
+    return FrameResult(
+        boxes=boxes,
+        scores=scores,
+        labels=torch.ones(len(scores), dtype=torch.int64),
+        truth=truth,
+        truth_labels=torch.ones(len(truth), dtype=torch.int64),
+    )

@@ -1,0 +1,124 @@
+"""HEAL (yifanlu0227/HEAL, with CoAlign): losses kept as floats, single-agent supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from turbotrain_plugin.hosts.base import (
+    FrameResult,
+    Host,
+    HostModules,
+    LoaderKeys,
+    single_class_result,
+)
+from turbotrain_plugin.hosts.checkout import PACKAGE
+from turbotrain_plugin.hosts.tasks import loss_terms
+
+_SINGLE = "_single"
+
+
+class HEAL(Host):
+    """Differences of HEAL."""
+
+    name: ClassVar[str] = "heal"
+    title: ClassVar[str] = "HEAL"
+    commit: ClassVar[str] = "96812ed5a41619bebb2af4f84b803b7b7468d1d3"
+    loader: ClassVar[LoaderKeys] = LoaderKeys(
+        workers=4, validation_workers=4, shuffle_validation=True, pin_memory=True
+    )
+    one_scheduler_argument: ClassVar[bool] = True
+
+    def recognises(self, root: Path) -> bool:
+        """Return whether it has the heterogeneous models."""
+        return (root / PACKAGE / "tools" / "train_w_kd.py").is_file()
+
+    def epoch_begins(self, scheduler: Any, hypes: dict[str, Any], epoch: int, steps: int) -> None:  # noqa: ANN401
+        """Leave the rate alone: the host moves it at the end of an epoch."""
+
+    def step_done(
+        self,
+        scheduler: Any,  # noqa: ANN401
+        hypes: dict[str, Any],
+        epoch: int,
+        step: int,
+        steps: int,
+    ) -> None:
+        """Leave the rate alone within an epoch."""
+
+    def epoch_ends(self, scheduler: Any, epoch: int) -> None:  # noqa: ANN401
+        """Move the rate."""
+        scheduler.step(epoch)
+
+    def between_epochs(self, dataset: Any) -> None:  # noqa: ANN401
+        """Scan the folders again, which also draws new egos."""
+        dataset.reinitialize()
+
+    def skips(self, batch: Any) -> bool:  # noqa: ANN401
+        """Pass over batches without objects."""
+        return batch is None or not bool(batch["ego"]["object_bbx_mask"].sum())
+
+    def tell_epoch(self, batch: dict[str, Any], epoch: int) -> None:
+        """Put the epoch into the batch."""
+        batch["ego"]["epoch"] = epoch
+
+    def set_train_mode(self, model: nn.Module) -> None:
+        """Put the model into training mode; models of two stages freeze their first part."""
+        model.train()
+        prepare = getattr(model, "model_train_init", None)
+        if callable(prepare):
+            prepare()
+
+    def losses(
+        self,
+        criterion: nn.Module,
+        output: dict[str, Any],
+        ego: dict[str, Any],
+        dataset: Any,  # noqa: ANN401
+        hypes: dict[str, Any],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the fused output, with that of single agents where it is taught."""
+        total: Tensor = criterion(output, ego["label_dict"])
+        terms = loss_terms(criterion.loss_dict, total)  # type: ignore[arg-type]
+        if torch.is_grad_enabled() and getattr(dataset, "supervise_single", False):
+            weight = hypes["train_params"].get("single_weight", 1)
+            single = criterion(output, ego["label_dict_single"], suffix=_SINGLE)
+            found = loss_terms(criterion.loss_dict, single)  # type: ignore[arg-type]
+            terms |= {f"{name}{_SINGLE}": weight * term for name, term in found.items()}
+            total = total + single * weight
+        return total, terms
+
+    def infer(
+        self,
+        modules: HostModules,
+        batch: dict[str, Any],
+        model: nn.Module,
+        dataset: Any,  # noqa: ANN401
+        method: str,
+    ) -> FrameResult:
+        """Detect in one frame; the host returns a dictionary."""
+        function = getattr(modules.inference_utils, f"inference_{method}_fusion")
+        found = function(batch, model, dataset)
+        return single_class_result(
+            found["pred_box_tensor"], found["pred_score"], found["gt_box_tensor"]
+        )
+
+    def scores(self, modules: HostModules, frames: Sequence[FrameResult]) -> dict[str, float]:
+        """Return AP by the host's code, which always sorts over all frames."""
+        stat: dict[float, Any] = {
+            iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in (0.3, 0.5, 0.7)
+        }
+        for frame in frames:
+            boxes = frame.boxes if len(frame.boxes) else None
+            for iou in stat:
+                modules.eval_utils.caluclate_tp_fp(boxes, frame.scores, frame.truth, stat, iou)
+        if not stat[0.3]["gt"]:
+            return {}
+        return {
+            f"ap_{iou:.2f}_global_sort": float(modules.eval_utils.calculate_ap(stat, iou)[0])
+            for iou in stat
+        }

@@ -1,0 +1,101 @@
+"""V2X-Real (ucla-mobility/V2X-Real): several classes, a schedule stepped without an epoch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import nn
+
+from turbotrain_plugin.hosts.base import IOU_THRESHOLDS, FrameResult, Host, HostModules
+from turbotrain_plugin.hosts.checkout import PACKAGE
+
+_CLASSES: Final = "SUPER_CLASS_MAP"
+
+
+class V2XReal(Host):
+    """Differences of V2X-Real."""
+
+    name: ClassVar[str] = "v2xreal"
+    title: ClassVar[str] = "V2X-Real"
+    commit: ClassVar[str] = "b6d5be142a92beaba129bb9da40855d647df35ea"
+    one_scheduler_argument: ClassVar[bool] = True
+
+    def recognises(self, root: Path) -> bool:
+        """Return whether classes are grouped, and no masked pretraining is there (CooPre's)."""
+        package = root / PACKAGE
+        grouped = package / "data_utils" / "__init__.py"
+        coopre = package / "loss" / "chamfer_loss.py"
+        return grouped.is_file() and _CLASSES in grouped.read_text() and not coopre.is_file()
+
+    def epoch_begins(self, scheduler: Any, hypes: dict[str, Any], epoch: int, steps: int) -> None:  # noqa: ANN401
+        """Step the schedule, which the host does before the first epoch as well."""
+        del hypes, epoch, steps
+        scheduler.step()
+
+    def step_done(
+        self,
+        scheduler: Any,  # noqa: ANN401
+        hypes: dict[str, Any],
+        epoch: int,
+        step: int,
+        steps: int,
+    ) -> None:
+        """Leave the rate alone within an epoch."""
+
+    def between_epochs(self, dataset: Any) -> None:  # noqa: ANN401
+        """Scan the folders again, which also draws new egos."""
+        dataset.reinitialize()
+
+    def infer(
+        self,
+        modules: HostModules,
+        batch: dict[str, Any],
+        model: nn.Module,
+        dataset: Any,  # noqa: ANN401
+        method: str,
+    ) -> FrameResult:
+        """Detect in one frame; scores come as (N, 2), score and class."""
+        function = getattr(modules.inference_utils, f"inference_{method}_fusion")
+        boxes, scores, truth, truth_labels = function(batch, model, dataset)
+        truth = truth.detach().cpu().reshape(-1, 8, 3)
+        if boxes is None:
+            boxes, scores = truth.new_zeros(0, 8, 3), truth.new_zeros(0, 2)
+        boxes, scores = boxes.detach().cpu(), scores.detach().cpu()
+        return FrameResult(
+            boxes=boxes,
+            scores=scores[:, 0],
+            labels=scores[:, -1].to(torch.int64),
+            truth=truth,
+            truth_labels=truth_labels.detach().cpu().to(torch.int64).reshape(-1),
+        )
+
+    def scores(self, modules: HostModules, frames: Sequence[FrameResult]) -> dict[str, float]:
+        """Return ``<class>_ap_0.50`` by the host's code, in the order of frames, and their means.
+
+        Classes without a true object are left out, where the host's code would divide by zero.
+        """
+        classes = getattr(importlib.import_module(f"{PACKAGE}.data_utils"), _CLASSES)
+        found: dict[str, float] = {}
+        for label, name in enumerate(classes, start=1):
+            stat: dict[float, Any] = {
+                iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in IOU_THRESHOLDS
+            }
+            for frame in frames:
+                kept, true = frame.labels == label, frame.truth_labels == label
+                for iou in IOU_THRESHOLDS:
+                    modules.eval_utils.caluclate_tp_fp(
+                        frame.boxes[kept], frame.scores[kept], frame.truth[true], stat, iou
+                    )
+            if stat[IOU_THRESHOLDS[0]]["gt"]:
+                for iou in IOU_THRESHOLDS:
+                    area = float(modules.eval_utils.calculate_ap(stat, iou)[0])
+                    found[f"{name}_ap_{iou:.2f}"] = area
+        for iou in IOU_THRESHOLDS:
+            areas = [value for key, value in found.items() if key.endswith(f"_ap_{iou:.2f}")]
+            if areas:
+                found[f"ap_{iou:.2f}"] = sum(areas) / len(areas)
+        return found
