@@ -189,7 +189,7 @@ class GradientBalancer(OptimizerWrapper):
 
         Raises:
             UserError: If no loss can be differentiated, if a task shares no parameter with
-                another one, or if a balanced step runs in several processes.
+                another one, or if the processes differ in their tasks or parameters.
             ValueError: If ``losses`` is empty or a loss is no scalar tensor.
         """
         check_losses(losses)

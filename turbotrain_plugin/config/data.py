@@ -123,7 +123,8 @@ class Postprocess:
 class WildSetting:
     """``wild_setting``: OpenCOOD's block; late messages and wrong poses of neighbours.
 
-    Training and evaluation read it alike, as upstream; pretraining and labels never do.
+    Training and evaluation read it alike, as upstream; pretraining, labels and the training of
+    late fusion never do.
     """
 
     async_: bool = key(False, "Neighbours' messages are late.")

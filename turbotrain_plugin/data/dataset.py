@@ -103,8 +103,8 @@ class CooperativeDataset(Dataset[PreparedSample]):
         data = config.turbotrain.data
         cache_dir = Path(data.cache_dir) if data.cache_dir else None
         reader = open_root(roots, data.format, split=split, cache_dir=cache_dir)
-        self.reader: ScenarioReader = repaired(reader, data.repair)
         pretrain, map_args = purpose == "pretrain", config.model.args.map
+        self.reader: ScenarioReader = reader if pretrain else repaired(reader, data.repair)
         self.options = ClipOptions.from_config(
             config,
             with_labels=not pretrain,

@@ -146,7 +146,7 @@ def run_together(work: Callable[[torch.device], int], device: str) -> int:
     store = _meet(place)
     LOG.info("%d processes, the first on %s", place.world_size, place.device)
     try:
-        code = work(place.device)
+        code = _known(work, place.device)
     except (UserError, LostProcess) as error:
         code = USER_ERROR if isinstance(error, UserError) else FAILED
         if _is_first_to_say(store, str(error)):
@@ -155,6 +155,16 @@ def run_together(work: Callable[[torch.device], int], device: str) -> int:
             return code  # a group that lacks a process cannot be taken down in order
     torch.distributed.destroy_process_group()
     return code
+
+
+def _known(work: Callable[[torch.device], int], device: torch.device) -> int:
+    """Do ``work``; raise LostProcess where a collective fails because another process is gone."""
+    try:
+        return work(device)
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise LostProcess("another process is gone; what it had to say is above.") from error
 
 
 def _meet(place: Place) -> Any:  # noqa: ANN401 - torch's store

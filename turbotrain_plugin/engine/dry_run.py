@@ -61,17 +61,18 @@ def dry_run(config: RunConfig, device: torch.device) -> list[StepCost]:
     # Windows with a full history are the dearest; they bound the memory.
     data = replace(config.turbotrain.data, require_history=True, num_workers=0)
     measured = replace(config, turbotrain=replace(config.turbotrain, data=data))
-    if any(root.startswith(SYNTHETIC) for root in config.root_dir):
-        measured = replace(measured, root_dir=(PROBE,))
     costs: list[StepCost] = []
     for stage in stages:
-        kinds = (False, True) if stage.balance is not None else (False,)
+        balances = stage.balance is not None and stage.balance.method != "none"
+        kinds = (False, True) if balances else (False,)
         costs.extend(_measure(measured, stage, device, balanced=kind) for kind in kinds)
     return costs
 
 
 def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced: bool) -> StepCost:
     config = training_config(config, stage)
+    if any(root.startswith(SYNTHETIC) for root in config.root_dir):
+        config = replace(config, root_dir=(PROBE,))
     purpose = "pretrain" if stage.kind == PRETRAIN else "train"
     dataset = build_dataset(config, "train", purpose)
     learner = _learner(config, stage, dataset, device)

@@ -26,6 +26,7 @@ _MAY_CHANGE: Final = (
     "turbotrain.data.num_workers",
     "turbotrain.data.prefetch_factor",
     "turbotrain.data.pin_memory",
+    "turbotrain.data.persistent_workers",
     "turbotrain.data.cache_dir",
     "turbotrain.logging.",
     "turbotrain.evaluation.pictures",
@@ -146,7 +147,9 @@ def _show(config: RunConfig, folder: Path, device: torch.device, overrides: Sequ
         return
     if not exchange.is_main():
         return
-    visualize_run(VisualizeRequest(folder, pretrain=True, device=device, overrides=overrides))
+    visualize_run(
+        VisualizeRequest(folder, pretrain=True, split="train", device=device, overrides=overrides)
+    )
     LOG.info("start a run from it:  -o turbotrain.pretrain.init=%s", folder)
 
 

@@ -189,7 +189,17 @@ STRATEGIES: Final[dict[str, Callable[[RunConfig], tuple[Stage, ...]]]] = {
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """Return the stages of the configured strategy."""
-    return STRATEGIES[config.turbotrain.strategy](config)
+    stages = STRATEGIES[config.turbotrain.strategy](config)
+    keys = config.turbotrain.balance
+    if not keys.probe_every:
+        return stages
+    probed = replace(keys, method="none", schedule="never")  # measured, never balanced
+    return tuple(
+        replace(stage, balance=probed)
+        if stage.kind == FINETUNE and stage.balance is None
+        else stage
+        for stage in stages
+    )
 
 
 def network_config(config: RunConfig, stage: Stage) -> RunConfig:
@@ -202,7 +212,11 @@ def network_config(config: RunConfig, stage: Stage) -> RunConfig:
     if stage.single_agent:
         args = replace(
             args,
-            fusion=replace(args.fusion, core_method="no_fusion"),
+            fusion=replace(
+                args.fusion,
+                core_method="no_fusion",
+                distill=replace(args.fusion.distill, teacher=""),
+            ),
             compression=replace(args.compression, ratio=0),
         )
     if stage.detection_only:

@@ -125,7 +125,7 @@ def sweep_run(
         out: Where to write, as for ``evaluate_run``.
 
     Returns:
-        What sweep.json holds: ``protocol`` is that of the run without any sweep.
+        What sweep.json holds: ``protocol`` is what those of all rows agree on.
 
     Raises:
         UserError: On impossible sweeps, before anything is computed, and as ``evaluate_run``.

@@ -57,6 +57,9 @@ class Trainer:
         """
         check_methods(stage.balance for stage in self.stages)
         prepare_torch(self._config)
+        for stage in self.stages:  # a teacher that does not fit stops the run before it begins
+            if stage.kind == FINETUNE:
+                load_teacher(network_config(self._config, stage), torch.device("cpu"))
         state = exchange.shared(self._saved) if resume else None
         start = Position(**state["position"]) if state else Position()
         with StopRequest(patient=process_count() > 1) as stop:

@@ -85,8 +85,9 @@ def _pretraining(config: RunConfig, request: VisualizeRequest, out: Path) -> lis
     stage = next((stage for stage in stages_of(config) if stage.kind == PRETRAIN), None)
     if stage is None:
         raise UserError(
-            f"{request.folder}: its strategy {config.turbotrain.strategy} has no pretraining; draw "
-            "its detections without --pretrain."
+            f"{request.folder}: this run did not pretrain (strategy "
+            f"{config.turbotrain.strategy}, turbotrain.pretrain.epoches "
+            f"{config.turbotrain.pretrain.epoches}); draw its detections without --pretrain."
         )
     source, state = _learner_state(config, request.folder, stage)
     work = PictureWork(

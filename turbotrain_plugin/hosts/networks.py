@@ -5,10 +5,10 @@ In a host's hypes file::
     model:
       core_method: turbotrain_detector
       args:
-        voxel_size: *voxel_size
-        lidar_range: *cav_lidar
         anchor_number: *anchor_num
         feature_stride: 2
+        lidar_range: *cav_lidar
+        voxel_size: *voxel_size
         network: {channels: 64, encoder: {core_method: pillars}, fusion: {core_method: fcooper}}
 
 ``network`` holds the keys of our ``model.args``. The heads speak the host's language: ``psm``

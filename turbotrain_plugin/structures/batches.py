@@ -126,7 +126,8 @@ def move_tensors(value: _T, device: torch.device) -> _T:
     """Return ``value`` with the tensors inside dataclasses, lists, tuples and mappings moved."""
     moved: Any = value
     if isinstance(value, Tensor):
-        moved = value.to(device, non_blocking=True)
+        # Nobody waits for a copy towards the CPU: it could be read before it is there.
+        moved = value.to(device, non_blocking=device.type != "cpu")
     elif is_dataclass(value) and not isinstance(value, type):
         moved = type(value)(
             **{f.name: move_tensors(getattr(value, f.name), device) for f in fields(value)}

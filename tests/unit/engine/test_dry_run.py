@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.helpers.tiny_run import tiny_config
-from turbotrain_plugin.config import load_hypes, to_yaml
-from turbotrain_plugin.engine.dry_run import PeakMemory, dry_run, resident_mb
+from turbotrain_plugin.config import RunConfig, load_hypes, to_yaml
+from turbotrain_plugin.engine.dry_run import PROBE, PeakMemory, dry_run, resident_mb
+from turbotrain_plugin.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -39,6 +40,22 @@ def test_every_stage_is_measured_and_nothing_is_written(
     ):
         assert words in out
     assert not (tmp_path / "logs").exists()
+
+
+def test_no_large_scenes_are_made_for_a_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def refused(config: RunConfig, *_args: object) -> None:
+        asked.append(config.root_dir)
+        raise UserError("enough")
+
+    monkeypatch.setattr("turbotrain_plugin.engine.dry_run.build_dataset", refused)
+    keys = ["root_dir=synthetic:bench", "turbotrain.pretrain.root_dir=synthetic:bench"]
+    with pytest.raises(UserError, match="enough"):
+        dry_run(tiny_config(tmp_path, keys), CPU)
+    assert asked == [(PROBE,)]
 
 
 def test_frozen_modules_and_stages_of_one_agent_are_measured_as_they_are(

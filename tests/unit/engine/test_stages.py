@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from turbotrain_plugin.config import RunConfig, TurboTrainBlock, difference, load_hypes
+from turbotrain_plugin.config.check import check
 from turbotrain_plugin.engine.stages import (
     FINETUNE,
     PRETRAIN,
@@ -206,3 +207,31 @@ def test_other_stages_are_what_the_file_says(strategy: str) -> None:
     config = config_for(strategy)
     for stage in (*stages_of(config), manual()[3]):
         assert network_config(config, stage) == training_config(config, stage) == config
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+def test_stages_without_balancing_can_be_probed(strategy: str) -> None:
+    plain = stages_of(config_for(strategy))
+    probed = stages_of(config_for(strategy, "turbotrain.balance.probe_every=10"))
+    for before, after in zip(plain, probed, strict=True):
+        if before.kind != FINETUNE:
+            assert after == before
+            continue
+        assert after.balance is not None
+        assert after.balance.probe_every == 10
+        if before.balance is None:
+            assert (after.balance.method, after.balance.schedule) == ("none", "never")
+        else:
+            assert after.balance.method == before.balance.method
+
+
+def test_a_stage_of_one_agent_has_no_teacher() -> None:
+    keys = (
+        "model.args.fusion.core_method=disconet",
+        "model.args.fusion.distill={teacher: a_run, weight: 1}",
+    )
+    config = config_for("manual", *keys)
+    first, *_, last = stages_of(config)
+    assert network_config(config, first).model.args.fusion.distill.teacher == ""
+    assert network_config(config, last).model.args.fusion.distill.teacher == "a_run"
+    check(network_config(config, first))

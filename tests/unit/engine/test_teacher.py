@@ -212,6 +212,17 @@ def test_a_teacher_of_another_fusion(hypes: Path) -> None:
         load_teacher(config, CPU)
 
 
+def test_a_wrong_teacher_stops_a_run_before_it_pretrains(hypes: Path, tmp_path: Path) -> None:
+    config = load_hypes(
+        hypes, [*SHORT, *student(tmp_path / "none"), "turbotrain.strategy=turbotrain"]
+    )
+    folder = make_run_folder(config)
+    with pytest.raises(UserError, match=r"none is not a run folder"):
+        Trainer(config, folder, CPU).run(resume=False)
+    assert not (folder / checkpoints.LAST).exists()
+    assert not (folder / "metrics.jsonl").exists()
+
+
 def test_a_run_that_has_only_pretrained(hypes: Path, tmp_path: Path) -> None:
     keys = ["turbotrain.strategy=turbotrain", "model.args.fusion.core_method=early"]
     (tmp_path / "config.yaml").write_text(to_yaml(load_hypes(hypes, keys)), encoding="utf-8")

@@ -62,7 +62,7 @@ def test_the_same_sample_is_masked_alike_every_time(run: Path, tmp_path: Path) -
 
 def test_a_strategy_without_pretraining_has_nothing_to_show(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, ["turbotrain.strategy=one_time"])
-    with pytest.raises(UserError, match="strategy one_time has no pretraining"):
+    with pytest.raises(UserError, match=r"this run did not pretrain \(strategy one_time"):
         visualize_run(VisualizeRequest(make_run_folder(config), pretrain=True))
 
 

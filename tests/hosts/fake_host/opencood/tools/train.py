@@ -3,73 +3,64 @@
 import argparse
 import statistics
 
+import tensorboardX
 import torch
-from tensorboardX import SummaryWriter
-from torch.utils.data import DataLoader
+import torch.utils.data as torch_data
 
-import opencood.hypes_yaml.yaml_utils as yaml_utils
-from opencood.data_utils.datasets import build_dataset
-from opencood.tools import train_utils
+import opencood.data_utils.datasets as host_datasets
+import opencood.hypes_yaml.yaml_utils as host_yaml
+import opencood.tools.train_utils as tools
+
+
+def batches(samples, size, **order):
+    """Return the loader both splits use; shuffled where ``order`` says so."""
+    together = samples.collate_batch_train
+    return torch_data.DataLoader(
+        samples, batch_size=size, num_workers=8, collate_fn=together, drop_last=True, **order
+    )
+
+
+def loss_of(batch, network, loss, where):
+    """Return the loss of a batch."""
+    ego = tools.to_device(batch, where)["ego"]
+    return loss(network(ego), ego["label_dict"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--hypes_yaml", required=True)
     parser.add_argument("--model_dir", default="")
-    opt = parser.parse_args()
-    hypes = yaml_utils.load_yaml(opt.hypes_yaml, opt)
-    train_set = build_dataset(hypes, visualize=False, train=True)
-    validation_set = build_dataset(hypes, visualize=False, train=False)
-    size = hypes["train_params"]["batch_size"]
-    train_loader = DataLoader(
-        train_set,
-        batch_size=size,
-        num_workers=8,
-        collate_fn=train_set.collate_batch_train,
-        shuffle=True,
-        drop_last=True,
-    )
-    validation_loader = DataLoader(
-        validation_set,
-        batch_size=size,
-        num_workers=8,
-        collate_fn=train_set.collate_batch_train,
-        drop_last=True,
-    )
-    model = train_utils.create_model(hypes)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    first = 0
-    if opt.model_dir:
-        saved_path = opt.model_dir
-        first, model = train_utils.load_saved_model(saved_path, model)
+    chosen = parser.parse_args()
+    params = host_yaml.load_yaml(chosen.hypes_yaml, chosen)
+    splits = [host_datasets.build_dataset(params, visualize=False, train=t) for t in (True, False)]
+    size = params["train_params"]["batch_size"]
+    learning, checking = batches(splits[0], size, shuffle=True), batches(splits[1], size)
+    network = tools.create_model(params)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    begin, folder = 0, chosen.model_dir
+    if folder:
+        begin, network = tools.load_saved_model(folder, network)
     else:
-        saved_path = train_utils.setup_train(hypes)
-    model.to(device)
-    criterion = train_utils.create_loss(hypes)
-    optimizer = train_utils.setup_optimizer(hypes, model)
-    scheduler = train_utils.setup_lr_schedular(hypes, optimizer, len(train_loader))
-    writer = SummaryWriter(saved_path)
-    for epoch in range(first, hypes["train_params"]["epoches"]):
-        scheduler.step(epoch)
-        for i, batch_data in enumerate(train_loader):
-            model.train()
-            model.zero_grad()
-            optimizer.zero_grad()
-            batch_data = train_utils.to_device(batch_data, device)
-            output = model(batch_data["ego"])
-            final_loss = criterion(output, batch_data["ego"]["label_dict"])
-            criterion.logging(epoch, i, len(train_loader), writer)
-            final_loss.backward()
-            optimizer.step()
-        torch.save(model.state_dict(), f"{saved_path}/net_epoch{epoch + 1}.pth")
-        losses = []
+        folder = tools.setup_train(params)
+    network.to(where)
+    loss = tools.create_loss(params)
+    stepper = tools.setup_optimizer(params, network)
+    rates = tools.setup_lr_schedular(params, stepper, len(learning))
+    board = tensorboardX.SummaryWriter(folder)
+    for epoch in range(begin, params["train_params"]["epoches"]):
+        rates.step(epoch)
+        for number, batch in enumerate(learning):
+            network.train()
+            stepper.zero_grad()
+            value = loss_of(batch, network, loss, where)
+            loss.logging(epoch, number, len(learning), board)
+            value.backward()
+            stepper.step()
+        torch.save(network.state_dict(), f"{folder}/net_epoch{epoch + 1}.pth")
+        network.eval()
         with torch.no_grad():
-            for batch_data in validation_loader:
-                model.eval()
-                batch_data = train_utils.to_device(batch_data, device)
-                output = model(batch_data["ego"])
-                losses.append(criterion(output, batch_data["ego"]["label_dict"]).item())
-        writer.add_scalar("Validate_Loss", statistics.mean(losses), epoch)
+            values = [loss_of(batch, network, loss, where).item() for batch in checking]
+        board.add_scalar("Validate_Loss", statistics.mean(values), epoch)
 
 
 if __name__ == "__main__":
