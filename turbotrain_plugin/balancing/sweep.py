@@ -163,6 +163,10 @@ def _root(loss: Tensor) -> Edge:
     return loss.grad_fn, loss.output_nr
 
 
+_PIECES: Final = 24
+"""Pieces that a trunk is cut into, about; more save no memory worth the calls."""
+
+
 @dataclass(slots=True)
 class _Piece:
     """Part of the graph between two cuts.
@@ -292,8 +296,9 @@ class _Sweep:
                 piece = _Piece()
             piece.shared = piece.shared or shared
             self._pass(node, piece)
-            # A cut costs a call into the engine for every task: only where parameters lie between.
-            if shared and piece.leaves and self._cut_is_valid():
+            # A cut costs a call into the engine for every task: few, and with parameters between.
+            enough = piece.nodes * _PIECES >= len(self._tasks)
+            if shared and piece.leaves and enough and self._cut_is_valid():
                 found.append(self._close(piece))
                 piece = _Piece()
         return [*found, self._close(piece)] if piece.leaves else found

@@ -68,8 +68,8 @@ def test_the_sweep_gives_the_same_numbers(network: nn.Module, batch: Batch) -> N
             torch.testing.assert_close(swept[task][leaf], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_sweep_finds_many_pieces(network: nn.Module, batch: Batch) -> None:
+def test_the_sweep_finds_several_pieces(network: nn.Module, batch: Batch) -> None:
     pieces = _Sweep(list(losses_of(network, batch).values())).pieces()
-    assert len(pieces) > 20
+    assert 5 < len(pieces) < 30
     largest = max(len(piece.leaves) for piece in pieces)
     assert largest < sum(len(piece.leaves) for piece in pieces) / 2
