@@ -219,10 +219,10 @@ def test_a_deep_trunk_is_cut_into_few_pieces_of_about_equal_size() -> None:
     trunk = nn.Sequential(*(nn.Linear(4, 4) for _ in range(200)))
     z = trunk(torch.ones(2, 4))
     pieces = _Sweep([z.sum(), z.square().sum()]).pieces()
-    assert 15 < len(pieces) < 30
+    assert 10 < len(pieces) < 30
     sizes = [len(piece.leaves) for piece in pieces if piece.shared]
     assert sum(sizes) == 400
-    assert max(sizes) < 40
+    assert max(sizes) < 60
 
 
 def test_heads_are_a_piece_of_their_own(parts: Parts, x: Tensor) -> None:
