@@ -129,7 +129,7 @@ def test_evaluate_options_arrive(verb: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_exit_codes_of_the_rooms_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: 1)
+    monkeypatch.setattr(doctor, "examine", lambda _further: 1)
     assert main(["doctor"]) == 1
     monkeypatch.setattr(data_tools, "verify", lambda roots, file, **_: len(roots) + (file is None))
     assert main(["data", "verify", "a", "b"]) == 3
@@ -149,7 +149,7 @@ def test_errors_become_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail() -> int:
+    def fail(_further: object) -> int:
         raise error
 
     monkeypatch.setattr(doctor, "examine", fail)
@@ -159,7 +159,7 @@ def test_errors_become_one_line(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: 1 // 0)
+    monkeypatch.setattr(doctor, "examine", lambda _further: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
 
