@@ -64,39 +64,26 @@ def add_evaluate(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _train(options: argparse.Namespace) -> int:
     from turbotrain_plugin.engine.distributed import is_launched
     from turbotrain_plugin.engine.launch import launch
+    from turbotrain_plugin.engine.run import TrainRequest, train
     from turbotrain_plugin.hosts import command
 
-    if command.is_for_host(options.hypes, options.model_dir):
-        return command.train(
-            command.HostRequest(
-                hypes=options.hypes,
-                model_dir=options.model_dir,
-                resume=options.resume,
-                overrides=options.overrides,
-                device=options.device,
-                seed=options.seed,
-                half=options.half,
-                dry_run=options.dry_run,
-                alone=options.gpus in (None, 1) and not is_launched(os.environ),
-            )
-        )
-    from turbotrain_plugin.engine.run import TrainRequest, train
-
-    alone = options.gpus in (None, 1) or options.dry_run
-    if not alone and not is_launched(os.environ):
-        return launch(options.gpus, options.device, options.command_line)
-    return train(
-        TrainRequest(
-            hypes=options.hypes,
-            model_dir=options.model_dir,
-            resume=options.resume,
-            overrides=options.overrides,
-            device=options.device,
-            seed=options.seed,
-            half=options.half,
-            dry_run=options.dry_run,
-        )
+    request = TrainRequest(
+        hypes=options.hypes,
+        model_dir=options.model_dir,
+        resume=options.resume,
+        overrides=options.overrides,
+        device=options.device,
+        seed=options.seed,
+        half=options.half,
+        dry_run=options.dry_run,
     )
+    alone = options.gpus in (None, 1)
+    launched = is_launched(os.environ)
+    if command.is_for_host(options.hypes, options.model_dir):
+        return command.train(request, alone=alone and not launched)
+    if not (alone or options.dry_run or launched):
+        return launch(options.gpus, options.device, options.command_line)
+    return train(request)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

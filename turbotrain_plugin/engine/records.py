@@ -37,8 +37,19 @@ def make_run_folder(config: RunConfig) -> Path:
     Raises:
         UserError: When the file system refuses.
     """
-    stem = f"{config.name}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
-    parent = Path(config.turbotrain.logging.log_dir)
+    folder = new_folder(Path(config.turbotrain.logging.log_dir), config.name)
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_json(folder / "env.json", environment())
+    return folder
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Create ``<parent>/<name>_<time>``; never reuses a folder.
+
+    Raises:
+        UserError: When the file system refuses.
+    """
+    stem = f"{name}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
     for attempt in range(100):
         folder = parent / (stem if attempt == 0 else f"{stem}_{attempt}")
         try:
@@ -50,8 +61,6 @@ def make_run_folder(config: RunConfig) -> Path:
                 f"{folder}: the run folder cannot be made ({error.strerror}). "
                 "Set turbotrain.logging.log_dir to a folder that can be written."
             ) from error
-        write_text(folder / "config.yaml", to_yaml(config))
-        write_json(folder / "env.json", environment())
         return folder
     raise FileExistsError(stem)
 

@@ -175,7 +175,11 @@ class Host:
     ) -> FrameResult:
         """Detect in one frame by the host's own inference function."""
         function = getattr(modules.inference_utils, f"inference_{method}_fusion")
-        boxes, scores, truth = function(batch, model, dataset)[:3]
+        return self.frame_result(function(batch, model, dataset))
+
+    def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
+        """Return what the host's inference function answers: boxes, scores and truth."""
+        boxes, scores, truth = answer[:3]
         return single_class_result(boxes, scores, truth)
 
     def scores(self, modules: HostModules, frames: Sequence[FrameResult]) -> dict[str, float]:
@@ -184,11 +188,7 @@ class Host:
         Names are ``ap_0.50`` and ``ap_0.50_global_sort``. Without any true object nothing is
         scored, where the host's code would divide by zero.
         """
-        stat = {iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in IOU_THRESHOLDS}
-        for frame in frames:
-            boxes = frame.boxes if len(frame.boxes) else None
-            for iou in IOU_THRESHOLDS:
-                modules.eval_utils.caluclate_tp_fp(boxes, frame.scores, frame.truth, stat, iou)
+        stat = counted(modules, frames)
         if not stat[IOU_THRESHOLDS[0]]["gt"]:
             return {}
         found = {}
@@ -199,6 +199,18 @@ class Host:
                     modules.eval_utils.calculate_ap(kept, iou, sort)[0]
                 )
         return found
+
+
+def counted(modules: HostModules, frames: Sequence[FrameResult]) -> dict[float, Any]:
+    """Return the host's counts of true and false positives: IoU -> what its AP is made of."""
+    stat: dict[float, Any] = {
+        iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in IOU_THRESHOLDS
+    }
+    for frame in frames:
+        boxes = frame.boxes if len(frame.boxes) else None
+        for iou in IOU_THRESHOLDS:
+            modules.eval_utils.caluclate_tp_fp(boxes, frame.scores, frame.truth, stat, iou)
+    return stat
 
 
 def single_class_result(boxes: Any, scores: Any, truth: Any) -> FrameResult:  # noqa: ANN401

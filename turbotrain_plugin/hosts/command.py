@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from turbotrain_plugin.config import describes_host, load_tree
 from turbotrain_plugin.hosts.hypes import read
 from turbotrain_plugin.structures import UserError
 
+if TYPE_CHECKING:
+    from turbotrain_plugin.engine.run import TrainRequest
+
 CONFIG = "config.yaml"
-
-
-@dataclass(frozen=True, slots=True)
-class HostRequest:
-    """The options of ``opencood train`` that a host's run knows.
-
-    Attributes:
-        hypes: Hypes file, or None when a run folder says everything.
-        model_dir: Run folder to continue or start in.
-        resume: Insist on continuing.
-        overrides: ``key=value`` entries.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        seed: Takes the place of ``turbotrain.host.seed``.
-        half: Mixed precision.
-        dry_run: Refused: a host says nothing before it runs.
-        alone: Whether this is the only process.
-    """
-
-    hypes: str | None
-    model_dir: Path | None
-    resume: bool
-    overrides: Sequence[str]
-    device: str
-    seed: int | None
-    half: bool
-    dry_run: bool = False
-    alone: bool = True
 
 
 def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
@@ -53,8 +29,12 @@ def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
         return False
 
 
-def train(request: HostRequest) -> int:
+def train(request: TrainRequest, *, alone: bool) -> int:
     """Run ``opencood train`` of a host's hypes file; return the exit code.
+
+    Args:
+        request: The options; ``seed`` takes the place of ``turbotrain.host.seed``.
+        alone: Whether this is the only process.
 
     Raises:
         UserError: On anything the user can mend.
@@ -65,7 +45,7 @@ def train(request: HostRequest) -> int:
 
     if request.dry_run:
         raise UserError("--dry-run is for our own networks; a host's model has to be run.")
-    if not request.alone:
+    if not alone:
         raise UserError("A host's model is trained by one process; leave out --gpus and torchrun.")
     folder = request.model_dir
     own = folder / CONFIG if folder is not None else None

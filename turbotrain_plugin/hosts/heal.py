@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from turbotrain_plugin.hosts.base import (
+    IOU_THRESHOLDS,
     FrameResult,
     Host,
     HostModules,
     LoaderKeys,
+    counted,
     single_class_result,
 )
 from turbotrain_plugin.hosts.checkout import PACKAGE
@@ -92,33 +94,18 @@ class HEAL(Host):
             total = total + single * weight
         return total, terms
 
-    def infer(
-        self,
-        modules: HostModules,
-        batch: dict[str, Any],
-        model: nn.Module,
-        dataset: Any,  # noqa: ANN401
-        method: str,
-    ) -> FrameResult:
-        """Detect in one frame; the host returns a dictionary."""
-        function = getattr(modules.inference_utils, f"inference_{method}_fusion")
-        found = function(batch, model, dataset)
+    def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
+        """Return a frame from the dictionary the host answers with."""
         return single_class_result(
-            found["pred_box_tensor"], found["pred_score"], found["gt_box_tensor"]
+            answer["pred_box_tensor"], answer["pred_score"], answer["gt_box_tensor"]
         )
 
     def scores(self, modules: HostModules, frames: Sequence[FrameResult]) -> dict[str, float]:
         """Return AP by the host's code, which always sorts over all frames."""
-        stat: dict[float, Any] = {
-            iou: {"tp": [], "fp": [], "gt": 0, "score": []} for iou in (0.3, 0.5, 0.7)
-        }
-        for frame in frames:
-            boxes = frame.boxes if len(frame.boxes) else None
-            for iou in stat:
-                modules.eval_utils.caluclate_tp_fp(boxes, frame.scores, frame.truth, stat, iou)
-        if not stat[0.3]["gt"]:
+        stat = counted(modules, frames)
+        if not stat[IOU_THRESHOLDS[0]]["gt"]:
             return {}
         return {
             f"ap_{iou:.2f}_global_sort": float(modules.eval_utils.calculate_ap(stat, iou)[0])
-            for iou in stat
+            for iou in IOU_THRESHOLDS
         }

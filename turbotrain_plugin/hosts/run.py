@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from turbotrain_plugin.engine.records import (
     MetricsLog,
     emit,
     environment,
+    new_folder,
     write_json,
     write_text,
 )
@@ -46,7 +46,9 @@ def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> i
         torch.set_num_threads(hypes.block.threads)
     root = locate(hypes.block.host.root)
     host = host_named(hypes.block.host.name, root)
-    folder = folder or _new_folder(hypes)
+    if folder is None:
+        folder = new_folder(Path(hypes.block.logging.log_dir), hypes.name)
+        write_json(folder / "env.json", environment())
     if not (folder / "config.yaml").is_file():
         write_text(folder / "config.yaml", hypes.text())
     with enter(host, root) as session:
@@ -60,25 +62,6 @@ def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> i
         if hypes.block.host.evaluate:
             evaluate_model(session, hypes, parsed, model, folder)
     return 0
-
-
-def _new_folder(hypes: HostHypes) -> Path:
-    parent = Path(hypes.block.logging.log_dir)
-    stem = f"{hypes.name}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
-    for attempt in range(100):
-        folder = parent / (stem if attempt == 0 else f"{stem}_{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(
-                f"{folder}: the run folder cannot be made ({error.strerror}). "
-                "Set turbotrain.logging.log_dir to a folder that can be written."
-            ) from error
-        write_json(folder / "env.json", environment())
-        return folder
-    raise FileExistsError(stem)
 
 
 def _train(

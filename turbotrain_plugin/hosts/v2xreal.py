@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
-from torch import nn
 
 from turbotrain_plugin.hosts.base import IOU_THRESHOLDS, FrameResult, Host, HostModules
 from turbotrain_plugin.hosts.checkout import PACKAGE
@@ -50,17 +49,9 @@ class V2XReal(Host):
         """Scan the folders again, which also draws new egos."""
         dataset.reinitialize()
 
-    def infer(
-        self,
-        modules: HostModules,
-        batch: dict[str, Any],
-        model: nn.Module,
-        dataset: Any,  # noqa: ANN401
-        method: str,
-    ) -> FrameResult:
-        """Detect in one frame; scores come as (N, 2), score and class."""
-        function = getattr(modules.inference_utils, f"inference_{method}_fusion")
-        boxes, scores, truth, truth_labels = function(batch, model, dataset)
+    def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
+        """Return a frame of several classes; scores come as (N, 2), score and class."""
+        boxes, scores, truth, truth_labels = answer
         truth = truth.detach().cpu().reshape(-1, 8, 3)
         if boxes is None:
             boxes, scores = truth.new_zeros(0, 8, 3), truth.new_zeros(0, 2)

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tests.helpers.caught_figures import catch_figures
 from turbotrain_plugin.cli import main
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import conflict_plots
@@ -66,15 +67,7 @@ def write(folder: Path, records: list[Record]) -> Path:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    caught: list[Figure] = []
-
-    def catch(figure: Figure, path: Path) -> Path:
-        figure.draw_without_rendering()
-        caught.append(figure)
-        return path
-
-    monkeypatch.setattr(conflict_plots, "save", catch)
-    return caught
+    return catch_figures(monkeypatch, conflict_plots)
 
 
 def panels(figure: Figure) -> dict[str, Axes]:

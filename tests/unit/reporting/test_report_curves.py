@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tests.helpers.caught_figures import catch_figures
 from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.reporting import curves, draw_curves
 
@@ -64,15 +65,7 @@ def _write(path: Path, records: list[Record], tail: str = "") -> Path:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    caught: list[Figure] = []
-
-    def catch(figure: Figure, path: Path) -> Path:
-        figure.draw_without_rendering()
-        caught.append(figure)
-        return path
-
-    monkeypatch.setattr(curves, "save", catch)
-    return caught
+    return catch_figures(monkeypatch, curves)
 
 
 def _draw(tmp_path: Path, figures: list[Figure], records: list[Record]) -> dict[str, Axes]:
