@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 
-def catch_figures(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Figure]:
-    """Return the list that gets what ``module`` would save, laid out as in a file."""
+def catch_figures(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[Figure]:
+    """Return the list that gets what ``modules`` would save, laid out as in a file."""
     caught: list[Figure] = []
 
     def catch(figure: Figure, path: Path) -> Path:
@@ -18,5 +18,6 @@ def catch_figures(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[F
         caught.append(figure)
         return path
 
-    monkeypatch.setattr(module, "save", catch)
+    for module in modules:
+        monkeypatch.setattr(module, "save", catch)
     return caught

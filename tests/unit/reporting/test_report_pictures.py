@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from tests.helpers.caught_figures import catch_figures
 from turbotrain_plugin.reporting import (
     ReconstructionDrawing,
     SceneDrawing,
@@ -74,16 +75,7 @@ def _small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Return the figures that were drawn, instead of writing them."""
-    caught: list[Figure] = []
-
-    def catch(figure: Figure, path: Path) -> Path:
-        figure.draw_without_rendering()
-        caught.append(figure)
-        return path
-
-    monkeypatch.setattr(bev, "save", catch)
-    monkeypatch.setattr(reconstruction, "save", catch)
-    return caught
+    return catch_figures(monkeypatch, bev, reconstruction)
 
 
 def _colours(path: Path) -> set[tuple[int, ...]]:
