@@ -177,6 +177,13 @@ class Host:
         function = getattr(modules.inference_utils, f"inference_{method}_fusion")
         return self.frame_result(function(batch, model, dataset))
 
+    def safe_answer(self, answer: Any) -> Any:  # noqa: ANN401
+        """Return an answer of an inference function that the host's inference.py can go on with.
+
+        Called where a launched script would stop on a frame in which nothing was detected.
+        """
+        return answer
+
     def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
         """Return what the host's inference function answers: boxes, scores and truth."""
         boxes, scores, truth = answer[:3]

@@ -11,7 +11,7 @@ import functools
 import os
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -78,8 +78,32 @@ def registered(session: Session, log_dir: Path | None) -> Iterator[None]:
     if log_dir is not None:
         replaced["setup_train"] = functools.partial(setup_train, log_dir=log_dir)
         shell["system"] = _no_shell
-    with modules(dict(ours)), attributes(utils, replaced), attributes(os, shell):
+    inference = session.modules.inference_utils
+    with (
+        modules(dict(ours)),
+        attributes(utils, replaced),
+        attributes(inference, _answering(session)),
+        attributes(os, shell),
+    ):
         yield
+
+
+def _answering(session: Session) -> dict[str, object]:
+    """Return the host's inference functions, which a frame without detections does not stop."""
+    module = session.modules.inference_utils
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def answer(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the host's
+            return session.host.safe_answer(function(*args, **kwargs))
+
+        return answer
+
+    return {
+        name: wrapped(value)
+        for name, value in vars(module).items()
+        if name.startswith("inference_") and callable(value)
+    }
 
 
 def setup_train(hypes: dict[str, Any], *, log_dir: Path) -> str:

@@ -28,7 +28,7 @@ KNOWN: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "point_pillar_v2vnet": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
     "point_pillar_baseline": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
     "point_pillar_disconet": (("pillar_vfe", "backbone", "shrink_conv"), ("fusion_net",)),
-    "second_intermediate": (("backbone_3d",), ("backbone",)),
+    "second_intermediate": (("backbone_3d",), ("backbone_2d",)),
 }
 """``model.core_method`` -> attributes of encoder and of fusion; those a model lacks are left out.
 
@@ -68,10 +68,17 @@ def module_paths(core_method: str, model: nn.Module, given: ModulePaths) -> Modu
             f"{', '.join(name for name, _ in model.named_children())}."
         )
     encoder, fusion = KNOWN.get(core_method, ((), ()))
-    return ModulePaths(
+    found = ModulePaths(
         encoder=given.encoder or tuple(path for path in encoder if path in modules),
         fusion=given.fusion or tuple(path for path in fusion if path in modules),
     )
+    if not found.fusion:
+        raise UserError(
+            f"This {core_method} has no {', '.join(fusion)}: set turbotrain.pretrain.modules: "
+            "{encoder: [...], fusion: [...]} to attributes of the model ("
+            f"{', '.join(name for name, _ in model.named_children())})."
+        )
+    return found
 
 
 class HostNetwork(nn.Module):

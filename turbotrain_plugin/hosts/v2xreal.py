@@ -49,12 +49,17 @@ class V2XReal(Host):
         """Scan the folders again, which also draws new egos."""
         dataset.reinitialize()
 
-    def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
-        """Return a frame of several classes; scores come as (N, 2), score and class."""
+    def safe_answer(self, answer: Any) -> Any:  # noqa: ANN401
+        """Return no boxes where the host says None, which its inference.py indexes."""
         boxes, scores, truth, truth_labels = answer
-        truth = truth.detach().cpu().reshape(-1, 8, 3)
         if boxes is None:
             boxes, scores = truth.new_zeros(0, 8, 3), truth.new_zeros(0, 2)
+        return boxes, scores, truth, truth_labels
+
+    def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
+        """Return a frame of several classes; scores come as (N, 2), score and class."""
+        boxes, scores, truth, truth_labels = self.safe_answer(answer)
+        truth = truth.detach().cpu().reshape(-1, 8, 3)
         boxes, scores = boxes.detach().cpu(), scores.detach().cpu()
         return FrameResult(
             boxes=boxes,
