@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.made_host import forget_host, step_lines, write_hypes
 from tests.helpers.real_hosts import REAL_HOSTS, RealHost, host_scenes
+from tests.helpers.tiny_run import write_hypes as write_own_hypes
 from tests.hosts.test_launcher import recorded_losses
 from turbotrain_plugin.cli import main
+from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.__main__ import main as launch
 from turbotrain_plugin.hosts.checkout import tree_hash
+from turbotrain_plugin.hosts.sequences import own_hypes, own_network
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -149,6 +153,32 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
     (folder,) = (tmp_path / "logs").iterdir()
     if real.name == "heal" and importlib.util.find_spec("cv2") is None:
         pytest.skip("trained; HEAL's inference.py draws the first frame with opencv")
+    inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
+    assert launch(inference) == 0
+    assert (folder / "eval.yaml").is_file()
+
+
+def test_our_own_hypes_file_in_the_host_s_loop(real: RealHost, tmp_path: Path) -> None:
+    """Four epochs of five steps with sequences, map and prediction, half of them balanced."""
+    file, logs = write_own_hypes(tmp_path), tmp_path / "logs"
+    plainly = own_hypes(file, ["turbotrain.strategy=one_time"])
+    assert plainly is not None
+    torch.save(own_network(plainly).state_dict(), tmp_path / "weights.pth")
+    keys = (
+        "train_params.epoches=4",
+        "lr_scheduler.core_method=multistep",
+        "turbotrain.pretrain.epoches=0",
+        f"turbotrain.pretrain.init={tmp_path / 'weights.pth'}",
+    )
+    overrides = [part for key in keys for part in ("-o", key)]
+    log_dir = ["--log_dir", str(logs), "--run_seed", "1"]
+    assert launch(["train", *log_dir, *overrides, "--hypes_yaml", str(file)]) == 0
+    (folder,) = logs.iterdir()
+    weights = torch.load(folder / "net_epoch4.pth", weights_only=True)
+    assert int(weights[STEP_COUNTER]) == 20
+    assert main(["evaluate", "--model_dir", str(folder), "--device", "cpu"]) == 0
+    if real.name == "heal" and importlib.util.find_spec("cv2") is None:
+        pytest.skip("trained and evaluated; HEAL's inference.py draws with opencv")
     inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
     assert launch(inference) == 0
     assert (folder / "eval.yaml").is_file()
