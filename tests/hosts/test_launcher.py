@@ -19,7 +19,7 @@ from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.__main__ import main as launch
 from turbotrain_plugin.hosts.balanced_loss import TurbotrainBalanced
 from turbotrain_plugin.hosts.checkout import tree_hash
-from turbotrain_plugin.hosts.launcher import run_script
+from turbotrain_plugin.hosts.launcher import registered, run_script
 from turbotrain_plugin.hosts.randomness import seed_all
 from turbotrain_plugin.hosts.session import enter
 from turbotrain_plugin.structures import UserError
@@ -187,3 +187,18 @@ def test_a_balanced_loss_without_a_model_says_how_to_start() -> None:
     criterion = TurbotrainBalanced.around({"core_method": "opposed"}, lambda _: Opposed())
     with pytest.raises(UserError, match="hosts train"):
         criterion(TwoHeads()(torch.randn(2, 3)), {})
+
+
+def test_inference_functions_answer_what_the_script_can_go_on_with(
+    fake_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = host_named("auto", fake_host)
+    with enter(host, fake_host) as session:
+        functions = session.modules.inference_utils
+        before = functions.inference_intermediate_fusion
+        monkeypatch.setattr(type(host), "safe_answer", lambda _host, answer: ("safe", answer))
+        monkeypatch.setattr(functions, "inference_early_fusion", lambda *_: None, raising=False)
+        with registered(session, tmp_path):
+            assert functions.inference_early_fusion(1, 2, 3) == ("safe", None)
+            assert functions.inference_intermediate_fusion is not before
+        assert functions.inference_intermediate_fusion is before

@@ -29,7 +29,7 @@ from turbotrain_plugin.hosts.sequences import OwnDataset, OwnHypes, OwnLoss, own
 from turbotrain_plugin.hosts.session import Session, enter
 from turbotrain_plugin.hosts.v2xreal import V2XReal
 from turbotrain_plugin.losses import task_losses
-from turbotrain_plugin.structures import Predictions, UserError
+from turbotrain_plugin.structures import Predictions, Targets, UserError
 
 PLAIN = "turbotrain.strategy=one_time"
 
@@ -54,6 +54,14 @@ def plain(file: Path, *overrides: str) -> OwnHypes:
 def batch_of(hypes: OwnHypes, session: Session, *indices: int) -> tuple[OwnDataset, dict[str, Any]]:
     dataset = OwnDataset(hypes, session.host, visualize=False, train=False)
     return dataset, dataset.collate_batch_train([dataset[index] for index in indices])
+
+
+def said(targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and box codes of heads that say the targets."""
+    logits = torch.where(targets.labels == 1, 9.0, -9.0)
+    codes = torch.zeros(*logits.shape, 7)
+    codes[tuple(targets.positive_index.T)] = targets.box_codes
+    return logits, codes
 
 
 def test_pretrained_by_us_balanced_in_the_host_s_loop_scored_by_both(
@@ -113,10 +121,7 @@ def test_true_boxes_come_back_in_the_host_s_form_and_score_one(
     """Heads that say the targets: what the host scores is the truth, and nothing else."""
     hypes = plain(file)
     dataset, loaded = batch_of(hypes, session, 0)
-    targets = loaded["ego"]["batch"].batch.targets
-    logits = torch.where(targets.labels == 1, 9.0, -9.0)
-    codes = torch.zeros(*logits.shape, 7)
-    codes[tuple(targets.positive_index.T)] = targets.box_codes
+    logits, codes = said(loaded["ego"]["batch"].batch.targets)
     found = dataset.post_process(loaded, {"ego": {"predictions": Predictions(logits, codes, None)}})
     boxes, scores, truth = found
     assert boxes.shape[1:] == truth.shape[1:] == (8, 3)
@@ -232,6 +237,13 @@ def test_a_host_without_a_cosine_says_which_schedules_it_has(file: Path) -> None
         own_hypes(file, [PLAIN, "lr_scheduler.core_method=cosine"], cosine=False)
 
 
+def test_never_is_said_in_a_way_the_loops_understand(file: Path) -> None:
+    """The loops divide by both numbers, and keep weights only where they are told to."""
+    params = plain(file, "train_params.eval_freq=0", "train_params.save_freq=0")["train_params"]
+    assert 1 % params["eval_freq"] != 0
+    assert 1 % params["save_freq"] == 0
+
+
 def test_optimisers_get_their_arguments(file: Path, session: Session) -> None:
     module = torch.nn.Linear(1, 1)
     setup = session.modules.train_utils.setup_optimizer
@@ -276,14 +288,22 @@ def test_balancing_follows_the_strategy(file: Path, session: Session, tmp_path: 
         assert STEP_COUNTER not in dict(plainly.named_buffers())
 
 
-def test_late_fusion_joins_objects(file: Path, session: Session) -> None:
+def test_late_fusion_joins_the_objects_of_all_agents(file: Path, session: Session) -> None:
+    """Every agent says every object: joined, each of them is said once."""
     hypes = plain(file, "model.args.fusion.core_method=late")
     dataset, loaded = batch_of(hypes, session, 0)
-    network = own_network(hypes).eval()
-    with torch.no_grad():
-        found = dataset.post_process(loaded, {"ego": network(loaded["ego"])})
-    assert len(found) == 3
-    assert found[2].shape[1:] == (8, 3)
+    batch = loaded["ego"]["batch"].batch
+    agents = int(batch.record_len[0])
+    assert agents > 1
+    logits, codes = said(batch.targets)
+    everyone = Predictions(
+        logits.expand(agents, *logits.shape[1:]),
+        codes.expand(agents, *codes.shape[1:]),
+        None,
+        rows=batch.record_len,
+    )
+    boxes, scores, truth = dataset.post_process(loaded, {"ego": {"predictions": everyone}})
+    assert len(boxes) == len(scores) == len(truth)
 
 
 def test_the_host_s_own_script_arguments_pass(fake_host: Path, file: Path, tmp_path: Path) -> None:
