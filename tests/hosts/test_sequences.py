@@ -274,13 +274,15 @@ def test_a_run_folder_is_read_back_whatever_the_command_line_names(
 
 
 def test_balancing_follows_the_strategy(file: Path, session: Session, tmp_path: Path) -> None:
-    pretrained = tmp_path / "weights.pth"
-    torch.save(own_network(plain(file)).state_dict(), pretrained)
+    pretrained, source = tmp_path / "weights.pth", own_network(plain(file, "seed=99"))
+    torch.save(source.state_dict(), pretrained)
     overrides = ["turbotrain.pretrain.epoches=0", f"turbotrain.pretrain.init={pretrained}"]
     balanced = own_hypes(file, overrides)
     assert balanced is not None
     with registered(session, tmp_path):
         model = session.modules.train_utils.create_model(balanced)
+        for name, weight in model.fusion.state_dict().items():
+            torch.testing.assert_close(weight, source.fusion.state_dict()[name], msg=name)
         criterion = session.modules.train_utils.create_loss(balanced)
         assert isinstance(criterion, TurbotrainBalanced)
         assert STEP_COUNTER in dict(model.named_buffers())
