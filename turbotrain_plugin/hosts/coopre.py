@@ -20,6 +20,7 @@ class CooPre(V2XReal):
     commit: ClassVar[str] = "e506c9acbeb41020c73f6ae2ee01d04bcfca756a"
     loader: ClassVar[LoaderKeys] = LoaderKeys(workers=1)
     one_scheduler_argument: ClassVar[bool] = False
+    draws_egos: ClassVar[bool] = False
 
     def recognises(self, root: Path) -> bool:
         """Return whether it holds the reconstruction loss."""
