@@ -123,29 +123,30 @@ def host_block(tree: Located) -> HostBlock:
     """Return our block of a host's hypes file; without one, the host's own training is repeated.
 
     Raises:
-        UserError: On unknown keys and wrong values.
+        UserError: On unknown keys and wrong values, and when labels shall be mended that the host
+            reads.
     """
     own = tree.value.get(BLOCK) if isinstance(tree.value, dict) else None
     if own is None:
         return HostBlock(strategy="one_time", host=HostKeys(random="host"))
-    return build(HostBlock, own, BLOCK)
+    block = build(HostBlock, own, BLOCK)
+    data = block.host.data
+    if data.format == HOST_READS and data.repair != RepairConfig():
+        raise UserError(
+            f"{own.place}: turbotrain.host.data.repair mends what our reader reads: set "
+            "turbotrain.host.data.format to auto or a format. Found 'host'."
+        )
+    return block
 
 
 def host_data(plain: dict[str, Any]) -> HostDataKeys:
     """Return ``turbotrain.host.data`` of hypes that a host's script has in hand.
 
     Raises:
-        UserError: On unknown keys and wrong values, and when labels shall be mended that the host
-            reads.
+        UserError: As ``host_block``.
     """
     block = plain.get(BLOCK)
-    keys = host_block(_located({BLOCK: block})).host.data if block else HostDataKeys()
-    if keys.format == HOST_READS and keys.repair != RepairConfig():
-        raise UserError(
-            "turbotrain.host.data.repair mends what our reader reads: set "
-            "turbotrain.host.data.format to auto or a format. Found 'host'."
-        )
-    return keys
+    return host_block(_located({BLOCK: block})).host.data if block else HostDataKeys()
 
 
 def _located(value: Any) -> Located:  # noqa: ANN401 - JSON-like

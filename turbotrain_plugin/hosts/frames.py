@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from turbotrain_plugin.data.disturb import FRAME_S
 from turbotrain_plugin.data.files import read_bytes
-from turbotrain_plugin.data.formats import OPV2VReader, ScenarioReader, SceneIndex
+from turbotrain_plugin.data.formats import OPV2VReader, ScenarioReader, SceneIndex, V2XPnPSeqReader
 from turbotrain_plugin.data.formats.opv2v import mirrored_objects, mirrored_points, mirrored_pose
 from turbotrain_plugin.geometry.poses import matrix_to_pose
 
@@ -47,6 +47,11 @@ class HostFrames:
     labels: ScenarioReader
     left_handed: bool
     classes: tuple[str, ...] = ()
+
+    @property
+    def native(self) -> bool:
+        """Whether the files are in the host's own layout: OPV2V's, or V2X-Real's."""
+        return isinstance(self.reader, OPV2VReader if self.left_handed else V2XPnPSeqReader)
 
     def params(self, scene: SceneIndex, agent_id: int, frame: int) -> dict[str, Any]:
         """Return what a host reads from a label file; a new dictionary at every call.
@@ -88,12 +93,12 @@ class HostFrames:
         return mirrored_points(points) if self.left_handed else points
 
     def speed_kmh(self, scene: SceneIndex, agent_id: int, frame: int) -> float:
-        """Return the agent's speed in km/h, which the hosts' ``ego_speed`` is.
+        """Return the agent's speed in km/h, as the hosts take ``ego_speed`` to be.
 
-        OPV2V and V2XSet have it in their files. Elsewhere it is often 0 and its unit open, so that
-        it is taken from the poses before and after.
+        Of files that the host could read itself it is the number there, as for the host. Elsewhere
+        it is often 0 and its unit open, so that it is taken from the poses before and after.
         """
-        if isinstance(self.reader, OPV2VReader):
+        if self.native:
             recorded = _SPEED.search(read_bytes(scene.file(agent_id, frame, "yaml")))
             if recorded is not None:
                 return float(recorded[1])

@@ -122,7 +122,7 @@ class OurFrames:
         """Return a scene as the hosts keep it, from its first frame to that of the sample."""
         scene = sample.scene
         times = range(first, sample.frame + 1)
-        stamps = [scene.file(0, frame, "").stem for frame in times]
+        stamps = [f"{scene.stem_offset + scene.stem_step * frame:06d}" for frame in times]
         database = {}
         for agent in sample.agents:
             found = scene.agents[agent]
@@ -228,7 +228,7 @@ def with_split_folders(hypes: dict[str, Any]) -> None:
         return
     for key, split in _SPLITS.items():
         entries = _entries(hypes.get(key))
-        if entries and all(one.startswith(SYNTHETIC) or Path(one).is_dir() for one in entries):
+        if all(one.startswith(SYNTHETIC) or (one and Path(one).is_dir()) for one in entries):
             found = [str(path) for path in resolve_roots(entries, split)]
             hypes[key] = found[0] if len(found) == 1 else found
 
