@@ -105,6 +105,7 @@ def test_samples_of_the_host_are_equal_and_its_files_stay(fake_host: Path, tmp_p
             assert len(found["clouds"]) == len(sample["clouds"]) == 4
             for cloud, true in zip(found["clouds"], sample["clouds"], strict=True):
                 np.testing.assert_allclose(cloud, true, rtol=0, atol=1e-9)
+        assert made.len_record == ends
         made.reinitialize()
         assert len(made) == 6
         assert made.len_record == ends
@@ -117,7 +118,9 @@ def test_samples_of_the_host_are_equal_and_its_files_stay(fake_host: Path, tmp_p
 def test_an_agent_that_lacks_a_frame_is_not_in_it(fake_host: Path, tmp_path: Path) -> None:
     """The ego is the first by text, 10 before 2; where it lacks a frame the next vehicle leads."""
     write_scene(tmp_path / "validate", broken_scene())
+    (tmp_path / "validate" / "notes.txt").write_text("stops the scan of the host")
     with data_set(fake_host, tmp_path, tmp_path, turbotrain=ours()) as made:
+        assert made.params["validate_dir"] == str(tmp_path / "validate")
         found = [agents_of(made.retrieve_base_data(index)) for index in range(len(made))]
     assert found == [
         (["10", "2", "-1", "-2"], ["10"]),
