@@ -1,7 +1,7 @@
 """Tables over seeds: what pretraining, its two losses, the balancer and the fusion model change.
 
     python -m benchmarks.seed_tables pretraining --seeds 0 1 2 --jobs 2 --out logs/tables
-    python -m benchmarks.seed_tables reconstruction balancers fusions ...
+    python -m benchmarks.seed_tables reconstruction balancers fusions fusions_48m ...
 
 Every row is one hypes file with overrides, trained from scratch once per seed on the scenes of the
 preset `tiny`, all with the same number of steps, and measured on the training scenes of the same
@@ -78,6 +78,16 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row(name, (_strategy("turbotrain"),), f"turbotrain_{name}_tiny.yaml") for name in FUSIONS
     ),
 }
+# Farther than one agent sees: at 48 m the ego has fewer than 10 points of 43 % of the labelled
+# objects, all agents together of 12 %; at 32 m of 17 % and 5 %. Cells of 1.5 m cost as much.
+WIDE = (
+    "preprocess.cav_lidar_range=[-48, -48, -5, 48, 48, 3]",
+    "preprocess.args.voxel_size=[1.5, 1.5, 8]",
+    "turbotrain.evaluation.range=[-48, -48, -5, 48, 48, 3]",
+)
+TABLES["fusions_48m"] = tuple(
+    Row(row.label, (*row.overrides, *WIDE), row.hypes) for row in TABLES["fusions"]
+)
 METRICS = {
     "AP@0.5": ("detection", "ap_global", "0.50"),
     "AP@0.7": ("detection", "ap_global", "0.70"),

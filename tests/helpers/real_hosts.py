@@ -104,6 +104,18 @@ def _max_fusion(hypes: dict[str, Any]) -> None:
     hypes["loss"]["core_method"] = "point_pillar_loss"
 
 
+def _windows(hypes: dict[str, Any]) -> None:
+    """V2X-ViT, its windows no larger than the small map."""
+    _few_layers(hypes)
+    set_everywhere(hypes["model"]["args"], ("window_size",), [2, 4, 8])
+
+
+def _disconet(hypes: dict[str, Any]) -> None:
+    """DiscoNet taught by the labels alone; its joined clouds stay in the batch."""
+    _few_layers(hypes)
+    hypes["loss"]["core_method"] = "point_pillar_loss"
+
+
 def host_scenes(folder: Path) -> dict[str, Path]:
     """Make synthetic scenes the hosts can read: 10 frames in train and validate each.
 
@@ -142,3 +154,11 @@ REAL_HOSTS: Final = (
     ),
     RealHost("heal", "HEAL_ROOT", "opv2v/LiDAROnly/lidar_disco.yaml", _max_fusion),
 )
+
+MORE_MODELS: Final = (
+    RealHost("opencood", "OPENCOOD_ROOT", "point_pillar_intermediate_fusion.yaml", _few_layers),
+    RealHost("opencood", "OPENCOOD_ROOT", "second_intermediate_fusion.yaml", _second),
+    RealHost("opencood", "OPENCOOD_ROOT", "point_pillar_v2xvit.yaml", _windows),
+    RealHost("heal", "HEAL_ROOT", "opv2v/LiDAROnly/lidar_disco.yaml", _disconet),
+)
+"""Further models that are pretrained and fine-tuned; V2X-ViT needs ``einops``."""

@@ -23,6 +23,7 @@ from turbotrain_plugin.hosts.checkout import locate, tree_hash
 from turbotrain_plugin.hosts.compat import SHIMS, applied
 from turbotrain_plugin.hosts.compat.cosine import CosineSchedule
 from turbotrain_plugin.hosts.compat.loading import parsed, read_hypes, safe_load_yaml
+from turbotrain_plugin.hosts.compat.missing import DISCO_FUSE
 from turbotrain_plugin.hosts.compat.overlaps import bbox_overlaps
 from turbotrain_plugin.hosts.compat.packages import StandIn
 from turbotrain_plugin.hosts.session import enter, said_plainly
@@ -250,3 +251,23 @@ def test_the_hash_sees_content_names_and_new_files(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "index").write_text("")
     assert tree_hash(tmp_path) in hashes
+
+
+def test_disconet_s_weight_layer_stands_in_only_where_it_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "opencood" / "models" / "fuse_modules"
+    folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not DISCO_FUSE.needed()  # a host without DiscoNet
+    (folder / "fusion_in_one.py").write_text("", encoding="utf-8")
+    assert DISCO_FUSE.needed()
+    with DISCO_FUSE.applied():
+        layer = importlib.import_module("opencood.models.fuse_modules.disco_fuse").PixelWeightLayer(
+            16
+        )
+        assert layer(torch.rand(3, 32, 4, 5)).shape == (3, 1, 4, 5)
+        widths = [m.weight.shape[:2] for m in layer.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert [tuple(shape) for shape in widths] == [(128, 32), (32, 128), (8, 32), (1, 8)]
+    (folder / "disco_fuse.py").write_text("", encoding="utf-8")
+    assert not DISCO_FUSE.needed()

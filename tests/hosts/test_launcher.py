@@ -14,11 +14,12 @@ from tests.helpers.made_host import host_hypes, step_lines, write_hypes
 from turbotrain_plugin.balancing import ConflictSuppression
 from turbotrain_plugin.balancing.base import TaskStep, decide
 from turbotrain_plugin.cli import main
+from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.__main__ import main as launch
-from turbotrain_plugin.hosts.balanced_loss import COUNTER, TurbotrainBalanced
+from turbotrain_plugin.hosts.balanced_loss import TurbotrainBalanced
 from turbotrain_plugin.hosts.checkout import tree_hash
-from turbotrain_plugin.hosts.launcher import run_script
+from turbotrain_plugin.hosts.launcher import registered, run_script
 from turbotrain_plugin.hosts.randomness import seed_all
 from turbotrain_plugin.hosts.session import enter
 from turbotrain_plugin.structures import UserError
@@ -102,7 +103,7 @@ def test_our_network_and_loss_run_in_the_host_s_loop(
     assert launch(["train", *log_dir, "--hypes_yaml", str(hypes)]) == 0
     (folder,) = (tmp_path / "logs").iterdir()
     weights = torch.load(folder / "net_epoch2.pth", weights_only=True)
-    assert int(weights[COUNTER]) == 8
+    assert int(weights[STEP_COUNTER]) == 8
     inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
     assert launch(inference) == 0
 
@@ -114,7 +115,7 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.trunk = nn.Linear(3, 4)
         self.first, self.second = nn.Linear(4, 1), nn.Linear(4, 1)
-        self.register_buffer(COUNTER, torch.zeros((), dtype=torch.int64))
+        self.register_buffer(STEP_COUNTER, torch.zeros((), dtype=torch.int64))
 
     def forward(self, data: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.trunk(data).tanh()
@@ -140,7 +141,7 @@ def test_shared_gradients_are_the_explicit_combination_and_heads_untouched(scale
     model, data = TwoHeads().double(), torch.randn(5, 3, dtype=torch.float64)
     with torch.no_grad():  # heads alike: what is right for one is wrong for the other
         model.second.weight.copy_(model.first.weight)
-    criterion = TurbotrainBalanced(
+    criterion = TurbotrainBalanced.around(
         {"core_method": "opposed", "balance": {"schedule": "every_step"}}, lambda _: Opposed()
     )
     criterion.follow(model)
@@ -168,14 +169,14 @@ def test_shared_gradients_are_the_explicit_combination_and_heads_untouched(scale
 
 def test_free_steps_and_validation_leave_gradients_alone() -> None:
     model, data = TwoHeads(), torch.randn(5, 3)
-    criterion = TurbotrainBalanced(
+    criterion = TurbotrainBalanced.around(
         {"core_method": "opposed", "balance": {"free_steps": 1, "balance_steps": 1}},
         lambda _: Opposed(),
     )
     criterion.follow(model)
     with torch.no_grad():
         criterion(model(data), {})
-    assert int(getattr(model, COUNTER)) == 0
+    assert int(getattr(model, STEP_COUNTER)) == 0
     criterion(model(data), {}).backward()
     expected = torch.autograd.grad(Opposed()(model(data), {}), list(model.parameters()))
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
@@ -183,6 +184,21 @@ def test_free_steps_and_validation_leave_gradients_alone() -> None:
 
 
 def test_a_balanced_loss_without_a_model_says_how_to_start() -> None:
-    criterion = TurbotrainBalanced({"core_method": "opposed"}, lambda _: Opposed())
+    criterion = TurbotrainBalanced.around({"core_method": "opposed"}, lambda _: Opposed())
     with pytest.raises(UserError, match="hosts train"):
         criterion(TwoHeads()(torch.randn(2, 3)), {})
+
+
+def test_inference_functions_answer_what_the_script_can_go_on_with(
+    fake_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = host_named("auto", fake_host)
+    with enter(host, fake_host) as session:
+        functions = session.modules.inference_utils
+        before = functions.inference_intermediate_fusion
+        monkeypatch.setattr(type(host), "safe_answer", lambda _host, answer: ("safe", answer))
+        monkeypatch.setattr(functions, "inference_early_fusion", lambda *_: None, raising=False)
+        with registered(session, tmp_path):
+            assert functions.inference_early_fusion(1, 2, 3) == ("safe", None)
+            assert functions.inference_intermediate_fusion is not before
+        assert functions.inference_intermediate_fusion is before

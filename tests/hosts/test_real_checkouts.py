@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.made_host import forget_host, step_lines, write_hypes
-from tests.helpers.real_hosts import REAL_HOSTS, RealHost, host_scenes
+from tests.helpers.real_hosts import MORE_MODELS, REAL_HOSTS, RealHost, host_scenes
+from tests.helpers.tiny_run import environment
+from tests.helpers.tiny_run import write_hypes as write_own_hypes
 from tests.hosts.test_launcher import recorded_losses
 from turbotrain_plugin.cli import main
+from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.__main__ import main as launch
 from turbotrain_plugin.hosts.checkout import tree_hash
+from turbotrain_plugin.hosts.sequences import own_hypes, own_network
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -108,17 +114,41 @@ def test_a_balanced_run_survives_sigkill(
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
+def with_balanced_loss(hypes: dict[str, Any]) -> dict[str, Any]:
+    """Return hypes whose loss is the host's own, balanced in every other step."""
+    balance = {"free_steps": 1, "balance_steps": 1}
+    args = {**hypes["loss"], "balance": balance}
+    return {**hypes, "loss": {"core_method": "turbotrain_balanced", "args": args}}
+
+
+def test_the_host_s_model_balanced_through_a_patch(
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
+) -> None:
+    """A patched copy, started as its users start it, and the copy's bytes after ``revert``."""
+    copy, folder = tmp_path / "checkout", tmp_path / "run"
+    shutil.copytree(root_of(real), copy, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+    before = tree_hash(copy)
+    folder.mkdir()
+    hypes = with_balanced_loss(real.small_hypes(scenes, epoches=4))
+    file = write_hypes(folder / "config.yaml", hypes)
+    assert main(["host", "apply", "--checkout", str(copy)]) == 0
+    subprocess.run(
+        [sys.executable, "opencood/tools/train.py", "--hypes_yaml", file, "--model_dir", folder],
+        cwd=copy,
+        env=environment(PYTHONPATH=f"{copy}:{Path.cwd()}", PYTHONDONTWRITEBYTECODE="1"),
+        check=True,
+    )
+    weights = torch.load(folder / "net_epoch4.pth", weights_only=True)
+    assert int(weights[STEP_COUNTER]) == 20
+    assert main(["host", "revert", "--checkout", str(copy)]) == 0
+    assert tree_hash(copy) == before
+
+
 def test_our_network_and_loss_in_the_host_s_own_loop(
     real: RealHost, scenes: dict[str, Path], tmp_path: Path
 ) -> None:
-    hypes = real.small_hypes(scenes, epoches=4)
+    hypes = with_balanced_loss(real.small_hypes(scenes, epoches=4))
     theirs = hypes["model"]["args"]
-    own_loss = {
-        "core_method": hypes["loss"]["core_method"],
-        "args": hypes["loss"]["args"],
-        "balance": {"free_steps": 1, "balance_steps": 1},
-    }
-    hypes["loss"] = {"core_method": "turbotrain_balanced", "args": own_loss}
     hypes["fusion"]["args"] = {"proj_first": True}
     hypes["model"] = {
         "core_method": "turbotrain_detector",
@@ -151,13 +181,44 @@ def test_our_network_and_loss_in_the_host_s_own_loop(
         pytest.skip("trained; HEAL's inference.py draws the first frame with opencv")
     inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
     assert launch(inference) == 0
-    assert (folder / "eval.yaml").is_file()
+    assert next(folder.glob("eval*.yaml"), None)
 
 
+def test_our_own_hypes_file_in_the_host_s_loop(real: RealHost, tmp_path: Path) -> None:
+    """Four epochs of five steps with sequences, map and prediction, half of them balanced."""
+    file, logs = write_own_hypes(tmp_path), tmp_path / "logs"
+    plainly = own_hypes(file, ["turbotrain.strategy=one_time"])
+    assert plainly is not None
+    torch.save(own_network(plainly).state_dict(), tmp_path / "weights.pth")
+    keys = (
+        "train_params.epoches=4",
+        "lr_scheduler.core_method=multistep",
+        "turbotrain.pretrain.epoches=0",
+        f"turbotrain.pretrain.init={tmp_path / 'weights.pth'}",
+    )
+    overrides = [part for key in keys for part in ("-o", key)]
+    log_dir = ["--log_dir", str(logs), "--run_seed", "1"]
+    assert launch(["train", *log_dir, *overrides, "--hypes_yaml", str(file)]) == 0
+    (folder,) = logs.iterdir()
+    weights = torch.load(folder / "net_epoch4.pth", weights_only=True)
+    assert int(weights[STEP_COUNTER]) == 20
+    assert main(["evaluate", "--model_dir", str(folder), "--device", "cpu"]) == 0
+    if real.name == "heal" and importlib.util.find_spec("cv2") is None:
+        pytest.skip("trained and evaluated; HEAL's inference.py draws with opencv")
+    inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
+    assert launch(inference) == 0
+    assert next(folder.glob("eval*.yaml"), None)
+
+
+@pytest.mark.parametrize(
+    "real", [*REAL_HOSTS, *MORE_MODELS], ids=lambda host: f"{host.name}-{host.hypes}", indirect=True
+)
 def test_pretraining_around_the_host_s_encoder(
     real: RealHost, scenes: dict[str, Path], tmp_path: Path
 ) -> None:
     """Two epochs of five masked steps, then two of balanced fine-tuning of the same model."""
+    if "v2xvit" in real.hypes and importlib.util.find_spec("einops") is None:
+        pytest.skip("V2X-ViT of the hosts needs einops")
     pretrain = {"epoches": 2, "optimizer": {"lr": 0.002}}
     block = BLOCK | {"strategy": "turbotrain", "pretrain": pretrain}
     folder = tmp_path / "run"

@@ -16,6 +16,8 @@ from turbotrain_plugin.errors import UserError
 FORMAT: Final = 1
 LAST: Final = "last.ckpt"
 BEST: Final = "best.ckpt"
+STEP_COUNTER: Final = "turbotrain_step"
+"""A buffer that a balancer in a host's own loop keeps with the model; no weight of it."""
 _EPOCH_FILE: Final = re.compile(r"net_epoch(\d+)\.pth")
 
 State = dict[str, Any]
@@ -89,7 +91,11 @@ def load_run_state(path: Path) -> State:
 def model_weights(state: State) -> dict[str, Tensor]:
     """Return the model's weights from a run checkpoint or a plain ``net_epoch{N}.pth``."""
     weights = state.get("model", state)
-    return {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+    return {
+        str(name): value
+        for name, value in weights.items()
+        if isinstance(value, Tensor) and name != STEP_COUNTER
+    }
 
 
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:

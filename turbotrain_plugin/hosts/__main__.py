@@ -18,6 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkout", default="", help="the host's checkout")
     parser.add_argument("--log_dir", type=Path, default=Path("logs"), help="where runs are made")
     parser.add_argument("--run_seed", type=int, help="seed Python, numpy and torch first")
+    parser.add_argument(
+        "-o",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a key of a hypes file of ours (repeatable)",
+    )
     options, rest = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -38,7 +46,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     with enter(host_named("auto", root), root) as session:
         if options.run_seed is not None:
             seed_all(options.run_seed)
-        return run_script(session, options.script, rest, options.log_dir)
+        return run_script(session, options.script, rest, options.log_dir, options.overrides)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ The place in the schedule is a buffer of the model, because the hosts save nothi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -38,11 +38,9 @@ from turbotrain_plugin.balancing.graph import leaves_of_tasks, reached_by_severa
 from turbotrain_plugin.config import BalanceConfig
 from turbotrain_plugin.config.build import build
 from turbotrain_plugin.config.yaml_tree import parse_text
+from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.hosts.tasks import chosen_tasks, loss_terms, remembered_items
 from turbotrain_plugin.structures import UserError
-
-COUNTER: Final = "turbotrain_step"
-"""Name of the buffer that counts steps."""
 
 
 class _Scaled(torch.autograd.Function):
@@ -62,29 +60,25 @@ class _Scaled(torch.autograd.Function):
 
 
 class TurbotrainBalanced(nn.Module):
-    """The host's criterion with balanced steps.
+    """A criterion with balanced steps.
 
     Args:
-        args: ``loss.args``, see above.
-        make_loss: Makes the host's criterion from ``{"loss": {core_method, args}}``.
+        criterion: The host's, or one that keeps its terms in ``loss_dict`` likewise.
+        keys: Keys of ``turbotrain.balance``.
+        tasks: Names of the terms that are tasks; empty: all.
 
     Raises:
-        UserError: When a key is missing or unknown.
+        UserError: When a method or schedule does not fit.
     """
 
     def __init__(
-        self, args: Mapping[str, Any], make_loss: Callable[[dict[str, Any]], nn.Module]
+        self, criterion: nn.Module, keys: BalanceConfig, tasks: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        if "core_method" not in args:
-            raise UserError("turbotrain_balanced needs loss.args.core_method, the host's loss.")
-        own = {"core_method": args["core_method"], "args": args.get("args") or {}}
-        self.criterion = make_loss({"loss": own})
-        text = yaml.safe_dump(args.get("balance") or {})
-        keys = build(BalanceConfig, parse_text(text, "loss.args.balance"), "loss.args.balance")
+        self.criterion = criterion
         if keys.unit != "steps":
-            raise UserError("loss.args.balance.unit must be steps: the criterion knows no total.")
-        self._names = tuple(args.get("tasks") or ())
+            raise UserError("balance.unit must be steps: a criterion does not know their total.")
+        self._names = tuple(tasks)
         self._method = method_named(keys.method, keys.args.of(keys.method))
         if self._method.needs_rows:
             raise UserError(f"{keys.method} needs whole gradients; use it with `opencood train`.")
@@ -98,6 +92,26 @@ class TurbotrainBalanced(nn.Module):
         self._hooks: list[RemovableHandle] = []
         self.weights: dict[str, float] = {}
         self.loss_dict: dict[str, Any] = {}
+
+    @classmethod
+    def around(
+        cls, args: Mapping[str, Any], make_loss: Callable[[dict[str, Any]], nn.Module]
+    ) -> TurbotrainBalanced:
+        """Return the criterion that ``loss.args`` describe, see above.
+
+        Args:
+            args: ``loss.args``.
+            make_loss: Makes the host's criterion from ``{"loss": {core_method, args}}``.
+
+        Raises:
+            UserError: When a key is missing or unknown.
+        """
+        if "core_method" not in args:
+            raise UserError("turbotrain_balanced needs loss.args.core_method, the host's loss.")
+        own = {"core_method": args["core_method"], "args": args.get("args") or {}}
+        text = yaml.safe_dump(args.get("balance") or {})
+        keys = build(BalanceConfig, parse_text(text, "loss.args.balance"), "loss.args.balance")
+        return cls(make_loss({"loss": own}), keys, args.get("tasks") or ())
 
     def follow(self, model: nn.Module) -> None:
         """Count steps in a buffer of ``model``, so that its checkpoints hold the count."""
@@ -127,7 +141,7 @@ class TurbotrainBalanced(nn.Module):
                 "turbotrain_balanced has no model to count steps in: start the host with "
                 "`python -m turbotrain_plugin.hosts train`."
             )
-        counter = getattr(model, COUNTER)
+        counter = getattr(model, STEP_COUNTER)
         step = int(counter)
         counter += 1
         return step

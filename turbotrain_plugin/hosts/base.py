@@ -78,6 +78,7 @@ class Host:
         title: What it is called.
         commit: The commit that was read and run.
         loader: How its train.py loads data.
+        has_cosine: Whether ``cosineannealwarm`` is among its schedules.
         one_scheduler_argument: Whether ``setup_lr_schedular`` takes no number of steps.
     """
 
@@ -85,6 +86,7 @@ class Host:
     title: ClassVar[str] = "OpenCOOD"
     commit: ClassVar[str] = "31ba16025da27ffe4e336f011290dfbc66f9a1f1"
     loader: ClassVar[LoaderKeys] = LoaderKeys()
+    has_cosine: ClassVar[bool] = True
     one_scheduler_argument: ClassVar[bool] = False
 
     def recognises(self, root: Path) -> bool:
@@ -183,6 +185,16 @@ class Host:
         Called where a launched script would stop on a frame in which nothing was detected.
         """
         return answer
+
+    def answer(self, boxes: Tensor, scores: Tensor, truth: Tensor) -> Any:  # noqa: ANN401
+        """Return what ``post_process`` of this host's data sets answers.
+
+        Args:
+            boxes: (N, 8, 3) corners.
+            scores: (N,).
+            truth: (M, 8, 3) corners.
+        """
+        return (boxes, scores, truth) if len(boxes) else (None, None, truth)
 
     def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
         """Return what the host's inference function answers: boxes, scores and truth."""

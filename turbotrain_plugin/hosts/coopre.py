@@ -19,6 +19,7 @@ class CooPre(V2XReal):
     title: ClassVar[str] = "CooPre"
     commit: ClassVar[str] = "e506c9acbeb41020c73f6ae2ee01d04bcfca756a"
     loader: ClassVar[LoaderKeys] = LoaderKeys(workers=1)
+    has_cosine: ClassVar[bool] = True
     one_scheduler_argument: ClassVar[bool] = False
 
     def recognises(self, root: Path) -> bool:

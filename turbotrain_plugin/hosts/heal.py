@@ -33,6 +33,7 @@ class HEAL(Host):
     loader: ClassVar[LoaderKeys] = LoaderKeys(
         workers=4, validation_workers=4, shuffle_validation=True, pin_memory=True
     )
+    has_cosine: ClassVar[bool] = False
     one_scheduler_argument: ClassVar[bool] = True
 
     def recognises(self, root: Path) -> bool:

@@ -22,12 +22,20 @@ import torch
 import yaml
 from torch import nn
 
+from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.engine.records import LOG, write_text
-from turbotrain_plugin.hosts.balanced_loss import COUNTER, TurbotrainBalanced
+from turbotrain_plugin.hosts.balanced_loss import TurbotrainBalanced
 from turbotrain_plugin.hosts.checkout import PACKAGE
 from turbotrain_plugin.hosts.compat.base import attributes
 from turbotrain_plugin.hosts.compat.packages import StandIn, modules
 from turbotrain_plugin.hosts.networks import TurbotrainDetector
+from turbotrain_plugin.hosts.sequences import (
+    OwnDataset,
+    OwnHypes,
+    OwnLoss,
+    own_hypes,
+    own_network,
+)
 from turbotrain_plugin.hosts.session import Session
 from turbotrain_plugin.structures import UserError
 
@@ -37,34 +45,37 @@ LOSS: Final = "turbotrain_balanced"
 
 
 @contextmanager
-def registered(session: Session, log_dir: Path | None) -> Iterator[None]:
-    """Make our model and loss known to the host, and keep its runs out of the checkout.
+def registered(
+    session: Session, log_dir: Path | None, overrides: Sequence[str] = ()
+) -> Iterator[None]:
+    """Make our models and losses known to the host, and keep its runs out of the checkout.
 
     The host looks names up in modules below ``opencood.models`` and ``opencood.loss``, and reaches
-    the functions of ``train_utils`` as attributes, so nothing of it is edited.
+    the functions of ``train_utils`` as attributes, so nothing of it is edited. Its scripts read our
+    own hypes files as well (``hosts/sequences.py``).
 
     Args:
         session: The host.
         log_dir: Where run folders are made; None: where the host makes them.
+        overrides: ``key=value`` entries for a hypes file of ours.
     """
-    utils = session.modules.train_utils
+    utils: Any = session.modules.train_utils
     make_loss, make_model = utils.create_loss, utils.create_model
     newest: list[nn.Module] = []
 
     @functools.wraps(make_model)
     def create_model(hypes: dict[str, Any]) -> nn.Module:
-        model: nn.Module = make_model(hypes)
-        if hypes["loss"]["core_method"] == LOSS:
-            model.register_buffer(COUNTER, torch.zeros((), dtype=torch.int64))
+        model: nn.Module = own_network(hypes) if isinstance(hypes, OwnHypes) else make_model(hypes)
+        if _balances(hypes):
+            model.register_buffer(STEP_COUNTER, torch.zeros((), dtype=torch.int64))
         newest[:] = [model]
         return model
 
     @functools.wraps(make_loss)
     def create_loss(hypes: dict[str, Any]) -> nn.Module:
-        if hypes["loss"]["core_method"] != LOSS:
-            criterion: nn.Module = make_loss(hypes)
-            return criterion
-        balanced = TurbotrainBalanced(hypes["loss"]["args"], make_loss)
+        if not _balances(hypes):
+            return OwnLoss(hypes) if isinstance(hypes, OwnHypes) else make_loss(hypes)
+        balanced = _balanced(hypes, make_loss)
         if newest:
             balanced.follow(newest[0])
         return balanced
@@ -78,14 +89,59 @@ def registered(session: Session, log_dir: Path | None) -> Iterator[None]:
     if log_dir is not None:
         replaced["setup_train"] = functools.partial(setup_train, log_dir=log_dir)
         shell["system"] = _no_shell
-    inference = session.modules.inference_utils
     with (
         modules(dict(ours)),
         attributes(utils, replaced),
-        attributes(inference, _answering(session)),
+        attributes(session.modules.yaml_utils, {"load_yaml": _reading(session, overrides)}),
+        attributes(session.modules.datasets, {"build_dataset": _building(session)}),
+        attributes(session.modules.inference_utils, _answering(session)),
         attributes(os, shell),
     ):
         yield
+
+
+def _balances(hypes: dict[str, Any]) -> bool:
+    """Return whether the steps of a run may be balanced."""
+    if isinstance(hypes, OwnHypes):
+        return hypes.stage.balance is not None
+    return bool(hypes["loss"]["core_method"] == LOSS)
+
+
+def _balanced(
+    hypes: dict[str, Any], make_loss: Callable[[dict[str, Any]], nn.Module]
+) -> TurbotrainBalanced:
+    if isinstance(hypes, OwnHypes) and hypes.stage.balance is not None:
+        return TurbotrainBalanced(OwnLoss(hypes), hypes.stage.balance)
+    return TurbotrainBalanced.around(hypes["loss"]["args"], make_loss)
+
+
+def _reading(session: Session, overrides: Sequence[str]) -> Callable[..., Any]:
+    """Return the host's ``load_yaml``, which reads our hypes files too."""
+    load = session.modules.yaml_utils.load_yaml
+
+    @functools.wraps(load)
+    def load_yaml(file: str | None, opt: Any = None) -> Any:  # noqa: ANN401 - the host's
+        folder = getattr(opt, "model_dir", None)
+        source = str(Path(folder) / "config.yaml") if folder else file
+        if opt is None or source is None:
+            return load(file, opt)
+        own = own_hypes(source, overrides, cosine=session.host.has_cosine)
+        return load(file, opt) if own is None else own
+
+    return load_yaml
+
+
+def _building(session: Session) -> Callable[..., Any]:
+    """Return the host's ``build_dataset``, which knows our data set."""
+    build = session.modules.datasets.build_dataset
+
+    @functools.wraps(build)
+    def build_dataset(hypes: Any, visualize: bool = False, train: bool = True) -> Any:  # noqa: ANN401
+        if isinstance(hypes, OwnHypes):
+            return OwnDataset(hypes, session.host, visualize=visualize, train=train)
+        return build(hypes, visualize=visualize, train=train)
+
+    return build_dataset
 
 
 def _answering(session: Session) -> dict[str, object]:
@@ -110,7 +166,11 @@ def setup_train(hypes: dict[str, Any], *, log_dir: Path) -> str:
     """Make ``<log_dir>/<name>_<time>`` with the hypes as plain values; return it."""
     folder = log_dir / f"{hypes['name']}_{datetime.now():%Y_%m_%d_%H_%M_%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(plain(hypes), sort_keys=False))
+    if isinstance(hypes, OwnHypes):
+        text = hypes.text()
+    else:
+        text = yaml.safe_dump(plain(hypes), sort_keys=False)
+    write_text(folder / "config.yaml", text)
     return str(folder)
 
 
@@ -130,7 +190,13 @@ def _no_shell(command: str) -> int:
     return 0
 
 
-def run_script(session: Session, script: str, arguments: Sequence[str], log_dir: Path) -> int:
+def run_script(
+    session: Session,
+    script: str,
+    arguments: Sequence[str],
+    log_dir: Path,
+    overrides: Sequence[str] = (),
+) -> int:
     """Run ``tools/<script>.py`` of the host as ``__main__``; return its exit code.
 
     Args:
@@ -138,6 +204,7 @@ def run_script(session: Session, script: str, arguments: Sequence[str], log_dir:
         script: ``train`` or ``inference``.
         arguments: Of the script.
         log_dir: Where run folders are made.
+        overrides: ``key=value`` entries for a hypes file of ours.
 
     Raises:
         UserError: When the host has no such script, or gives up with ``exit(0)``.
@@ -147,7 +214,7 @@ def run_script(session: Session, script: str, arguments: Sequence[str], log_dir:
         raise UserError(f"The host's scripts are {', '.join(SCRIPTS)}. Found {script!r}.")
     argv, sys.argv = sys.argv, [str(file), *arguments]
     try:
-        with registered(session, log_dir):
+        with registered(session, log_dir, overrides):
             runpy.run_path(str(file), run_name="__main__")
     except SystemExit as stop:
         if {"-h", "--help"} & set(arguments) or stop.code not in (0, None):

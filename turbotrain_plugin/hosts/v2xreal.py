@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
+from torch import Tensor
 
 from turbotrain_plugin.hosts.base import IOU_THRESHOLDS, FrameResult, Host, HostModules
 from turbotrain_plugin.hosts.checkout import PACKAGE
@@ -21,6 +22,7 @@ class V2XReal(Host):
     name: ClassVar[str] = "v2xreal"
     title: ClassVar[str] = "V2X-Real"
     commit: ClassVar[str] = "b6d5be142a92beaba129bb9da40855d647df35ea"
+    has_cosine: ClassVar[bool] = False
     one_scheduler_argument: ClassVar[bool] = True
 
     def recognises(self, root: Path) -> bool:
@@ -55,6 +57,11 @@ class V2XReal(Host):
         if boxes is None:
             boxes, scores = truth.new_zeros(0, 8, 3), truth.new_zeros(0, 2)
         return boxes, scores, truth, truth_labels
+
+    def answer(self, boxes: Tensor, scores: Tensor, truth: Tensor) -> Any:  # noqa: ANN401
+        """Return boxes, (N, 2) score and class, truth and its classes; everything is of class 1."""
+        scored = torch.stack([scores, torch.ones_like(scores)], dim=1)
+        return boxes, scored, truth, torch.ones(len(truth), dtype=torch.int64)
 
     def frame_result(self, answer: Any) -> FrameResult:  # noqa: ANN401
         """Return a frame of several classes; scores come as (N, 2), score and class."""

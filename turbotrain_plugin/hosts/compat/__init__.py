@@ -16,6 +16,7 @@ from turbotrain_plugin.hosts.compat.attributes import (
 )
 from turbotrain_plugin.hosts.compat.base import Shim
 from turbotrain_plugin.hosts.compat.loading import CHECKPOINTS
+from turbotrain_plugin.hosts.compat.missing import DISCO_FUSE
 from turbotrain_plugin.hosts.compat.overlaps import BOX_OVERLAPS
 from turbotrain_plugin.hosts.compat.packages import PACKAGES
 from turbotrain_plugin.hosts.compat.sparse import PIXEL_UNSHUFFLE, SPCONV_CPU
@@ -30,6 +31,7 @@ SHIMS: Final[dict[str, Shim]] = {
         SPCONV_CPU,
         PIXEL_UNSHUFFLE,
         BOX_OVERLAPS,
+        DISCO_FUSE,
         CHECKPOINTS,
     )
 }

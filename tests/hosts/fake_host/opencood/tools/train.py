@@ -48,7 +48,11 @@ def main() -> None:
     rates = tools.setup_lr_schedular(params, stepper, len(learning))
     board = tensorboardX.SummaryWriter(folder)
     for epoch in range(begin, params["train_params"]["epoches"]):
-        rates.step(epoch)
+        cosine = params["lr_scheduler"]["core_method"] == "cosineannealwarm"
+        if cosine:
+            rates.step_update(epoch * len(learning))
+        else:
+            rates.step(epoch)
         for number, batch in enumerate(learning):
             network.train()
             stepper.zero_grad()
@@ -56,6 +60,8 @@ def main() -> None:
             loss.logging(epoch, number, len(learning), board)
             value.backward()
             stepper.step()
+            if cosine:
+                rates.step_update(epoch * len(learning) + number)
         torch.save(network.state_dict(), f"{folder}/net_epoch{epoch + 1}.pth")
         network.eval()
         with torch.no_grad():

@@ -41,9 +41,22 @@ def setup_optimizer(hypes: dict[str, Any], model: nn.Module) -> torch.optim.Opti
 
 
 def setup_lr_schedular(hypes: dict[str, Any], optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    del steps
-    keys = hypes["lr_scheduler"]
-    return torch.optim.lr_scheduler.MultiStepLR(optimizer, keys["step_size"], keys["gamma"])
+    keys, rates = hypes["lr_scheduler"], torch.optim.lr_scheduler
+    if keys["core_method"] == "cosineannealwarm":
+        cosine = importlib.import_module("timm.scheduler.cosine_lr").CosineLRScheduler
+        return cosine(
+            optimizer,
+            t_initial=keys["epoches"] * steps,
+            lr_min=keys["lr_min"],
+            warmup_lr_init=keys["warmup_lr"],
+            warmup_t=keys["warmup_epoches"] * steps,
+            cycle_limit=1,
+            t_in_epochs=False,
+        )
+    if keys["core_method"] == "exponential":
+        return rates.ExponentialLR(optimizer, keys["gamma"])
+    made = {"multistep": rates.MultiStepLR, "step": rates.StepLR}[keys["core_method"]]
+    return made(optimizer, keys["step_size"], keys["gamma"])
 
 
 def setup_train(hypes: dict[str, Any]) -> str:
