@@ -219,8 +219,17 @@ def as_process(rank: int, world: int, folder: str, frames: str) -> None:
     }
     for strategy in ("balance", "one_time"):
         found[strategy] = train(root / strategy, exact_hypes(data, 1, strategy))
-    pretrained = hypes_of(data, 2, 1, turbotrain=block(**PRETRAINED))
+    evaluated = {"host": {"workers": 0}}
+    pretrained = hypes_of(data, 2, 1, turbotrain=block(**PRETRAINED, **evaluated))
     found["turbotrain"] = train(root / "turbotrain", pretrained)
+    found["evaluated"] = command.evaluate(
+        root / "turbotrain",
+        device="cpu",
+        split="test",
+        epoch=None,
+        overrides=(),
+        out=root / f"evaluated by {rank}",
+    )
     hypes = hypes_of(data, 1, 2, turbotrain=block())
     found["whole"] = train(root / "whole", hypes)
     found["stopped"] = train(root / "broken", hypes, stop_at=STOP_AT, who=1)

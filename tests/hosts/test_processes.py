@@ -6,6 +6,7 @@ it should come to the same.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -28,10 +29,14 @@ from turbotrain_plugin.cli import main
 from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.hosts import randomness
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="torch has no gloo",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="torch has no gloo",
+    ),
+    pytest.mark.skipif(sys.platform == "win32", reason="signals"),
+    pytest.mark.timeout(900),  # the group's whole work counts to the first test
+]
 WORLD = 2
 LONG = 32
 """Steps of the run that is stopped from outside."""
@@ -134,6 +139,15 @@ def test_the_validation_is_that_of_one_process(ranks: Ranks, folder: Path, fake_
     assert len(losses) == 4
     (*_, line) = [line for line in step_lines(folder / "whole") if "event" in line]
     assert line["loss"] == sum(losses) / 4
+
+
+def test_the_first_process_alone_evaluates(ranks: Ranks, folder: Path) -> None:
+    assert [found["evaluated"] for found in ranks] == [0, 0]
+    after_training = json.loads((folder / "turbotrain" / "results.json").read_text())
+    assert after_training["detection"]["n_gt"] == 12
+    again = json.loads((folder / "evaluated by 0" / "results.json").read_text())
+    assert again == after_training
+    assert not (folder / "evaluated by 1").exists()
 
 
 def test_a_signal_to_one_stops_all_and_the_resumed_run_ends_equal(

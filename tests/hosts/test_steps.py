@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from tests.helpers.made_host import host_hypes
 from turbotrain_plugin.balancing import GradientBalancer, HybridSchedule
-from turbotrain_plugin.hosts import host_named
+from turbotrain_plugin.hosts import Host, host_named
 from turbotrain_plugin.hosts.learner import HostLosses, StepKeys, TaskLearner, take_step
 from turbotrain_plugin.hosts.randomness import seed_all, seeded_loader
+from turbotrain_plugin.hosts.rates import HostRates
 from turbotrain_plugin.hosts.session import enter
 from turbotrain_plugin.hosts.tasks import chosen_tasks, loss_terms, remembered_items
 from turbotrain_plugin.structures import UserError
@@ -194,3 +195,22 @@ def test_the_rest_of_an_epoch_is_the_same_whenever_it_is_asked_for(workers: int)
     assert list(seeded_loader(Draws(), 2, 1, 1, workers, 7, "stage")) == whole[1:]
     assert list(seeded_loader(Draws(), 2, 2, 0, 0, 7, "stage")) != whole
     assert list(seeded_loader(Draws(), 2, 1, 0, 0, 8, "stage")) != whole
+
+
+# -------------------------------------------------------------------------------------------- rates
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"), [("multistep", {"last_epoch": 0}), ("cosineannealwarm", {})]
+)
+def test_a_cosine_keeps_nothing_that_depends_on_the_number_of_processes(
+    method: str, kept: dict[str, int]
+) -> None:
+    """timm's would restore its length in steps; its rate follows from the number of the update."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])
+    hypes = {"lr_scheduler": {"core_method": method}}
+    state = HostRates(Host(), scheduler, hypes, 4).state_dict()
+    assert {name: state[name] for name in kept} == kept
+    assert bool(state) == bool(kept)
+    HostRates(Host(), scheduler, hypes, 4).load_state_dict(state)
