@@ -13,6 +13,7 @@ from tests.helpers.made_host import FAKE_HOST, host_hypes, write_hypes
 from turbotrain_plugin.cli import main
 from turbotrain_plugin.hosts.dry_run import commit_of, dry_run
 from turbotrain_plugin.hosts.hypes import read
+from turbotrain_plugin.hosts.learner import HostStep, take_step
 
 CPU = torch.device("cpu")
 
@@ -71,11 +72,22 @@ def test_it_says_what_would_run_and_leaves_nothing_behind(
     assert "pretrain, balanced step" not in out
 
 
-def test_every_kind_of_step_is_taken_once(fake_host: Path, frames: Path, tmp_path: Path) -> None:
+def test_every_kind_of_step_is_taken_once(
+    fake_host: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     del fake_host
+    kinds: list[bool | None] = []
+
+    def noted(*arguments: Any) -> HostStep:  # noqa: ANN401
+        step = take_step(*arguments)
+        kinds.append(None if step.record is None else step.record.balanced)
+        return step
+
+    monkeypatch.setattr("turbotrain_plugin.hosts.dry_run.take_step", noted)
     hypes = write_hypes(tmp_path / "h.yaml", host_hypes(frames, turbotrain=block(tmp_path)))
     costs = dry_run(read(hypes), CPU)
-    assert [cost.taken for cost in costs] == [True] * 3  # pretrain, free, balanced
+    assert kinds == [None, False, True]  # pretraining, free, balanced
+    assert [cost.taken for cost in costs] == [True] * 3
     assert all(0.0 < cost.seconds < 30.0 and cost.memory_mb > 10.0 for cost in costs)
 
 
