@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tests.helpers import host_processes as runs
 from tests.helpers.made_host import FAKE_HOST, host_hypes, step_lines, write_frames, write_hypes
 from tests.helpers.tiny_run import assert_same_state, environment
 from turbotrain_plugin.cli import main
-from turbotrain_plugin.engine import checkpoints, exchange
+from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.hosts import randomness
 
 pytestmark = [
@@ -339,45 +338,6 @@ def test_running_statistics_are_averaged(ranks: Ranks) -> None:
     found = ranks[0]["uneven"][False]["after"]
     means = torch.stack([runs.data_of(rank).mean(0) for rank in range(WORLD)])
     torch.testing.assert_close(found["norm.running_mean"], 0.1 * means.mean(0))
-
-
-# -------------------------------------------------------------------------------------------- order
-
-
-class Numbers:
-    """Samples that are their index."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    @staticmethod
-    def collate_batch_train(batch: list[int]) -> list[int]:
-        return batch
-
-
-@pytest.mark.parametrize(("samples", "size", "processes"), [(17, 2, 3), (12, 1, 4), (7, 2, 3)])
-def test_processes_share_a_step_as_one_process_would_take_it(
-    monkeypatch: pytest.MonkeyPatch, samples: int, size: int, processes: int
-) -> None:
-    def seen(rank: int, count: int, batch: int, start: int = 0) -> list[list[int]]:
-        monkeypatch.setattr(exchange, "rank", lambda: rank)
-        monkeypatch.setattr(randomness, "process_count", lambda: count)
-        loader = randomness.seeded_loader(Numbers(samples), batch, 1, start, 0, 7, "stage")
-        return list(loader)
-
-    one = seen(0, 1, size * processes)
-    each = [seen(rank, processes, size) for rank in range(processes)]
-    assert {len(found) for found in each} == {samples // (size * processes)}
-    together = [sorted(chain.from_iterable(step)) for step in zip(*each, strict=True)]
-    assert together == [sorted(step) for step in one]
-    assert all(len(batch) == size for found in each for batch in found)
-    assert seen(1, processes, size, start=1) == each[1][1:]
 
 
 # ----------------------------------------------------------------------------------------- refusals
