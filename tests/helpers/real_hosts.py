@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from turbotrain_plugin.hosts.compat.loading import read_hypes
-from turbotrain_plugin.hosts.scenes import convert_for_hosts
+from turbotrain_plugin.hosts.scenes import convert_for_hosts, fit_for_hosts
 from turbotrain_plugin.synthetic import PRESETS, generate
 
 _SIDES: Final = (-25.6, -12.8, 25.6, 12.8)
@@ -120,7 +121,7 @@ def host_scenes(folder: Path) -> dict[str, Path]:
     """Make synthetic scenes the hosts can read: 10 frames in train and validate each.
 
     Returns:
-        Kind of cloud -> root.
+        Kind of cloud -> root; ``made``: as they were made, in the V2XPnP-Seq layout.
     """
     preset = replace(PRESETS["tiny"], name=_PRESET, scenes=(1, 1, 0), frames=51)
     PRESETS[_PRESET] = preset
@@ -130,7 +131,19 @@ def host_scenes(folder: Path) -> dict[str, Path]:
         del PRESETS[_PRESET]
     for kind in ("pcd", "bin"):
         convert_for_hosts([folder / "made"], "auto", folder / kind, clouds=kind)
-    return {"pcd": folder / "pcd", "bin": folder / "bin"}
+    return {"pcd": folder / "pcd", "bin": folder / "bin", "made": folder / "made"}
+
+
+def native_root(real: RealHost, scenes: dict[str, Path]) -> Path:
+    """Return scenes that the host reads and so do we: OPV2V files, or V2XPnP-Seq made to fit."""
+    if real.clouds == "pcd":
+        return scenes["pcd"]
+    root = scenes["made"].with_name("fitted")
+    if not root.exists():
+        for split, source in (("train", "train"), ("validate", "val")):
+            shutil.copytree(scenes["made"] / source, root / split)
+        fit_for_hosts(root)
+    return root
 
 
 REAL_HOSTS: Final = (

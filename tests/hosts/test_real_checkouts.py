@@ -13,11 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers.made_host import forget_host, step_lines, write_hypes
-from tests.helpers.real_hosts import MORE_MODELS, REAL_HOSTS, RealHost, host_scenes
+from tests.helpers.real_hosts import (
+    MORE_MODELS,
+    REAL_HOSTS,
+    RealHost,
+    host_scenes,
+    native_root,
+)
 from tests.helpers.tiny_run import environment
 from tests.helpers.tiny_run import write_hypes as write_own_hypes
 from tests.hosts.test_launcher import recorded_losses
@@ -26,7 +33,11 @@ from turbotrain_plugin.engine.checkpoints import STEP_COUNTER
 from turbotrain_plugin.hosts import host_named
 from turbotrain_plugin.hosts.__main__ import main as launch
 from turbotrain_plugin.hosts.checkout import tree_hash
+from turbotrain_plugin.hosts.hypes import read
+from turbotrain_plugin.hosts.randomness import seed_all
 from turbotrain_plugin.hosts.sequences import own_hypes, own_network
+from turbotrain_plugin.hosts.session import enter
+from turbotrain_plugin.structures import UserError
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -229,3 +240,114 @@ def test_pretraining_around_the_host_s_encoder(
     assert [line["stage"] for line in steps] == ["pretrain"] * 10 + ["balance"] * 10
     assert set(steps[0]["losses"]) == {"points", "occupancy"}
     assert steps[9]["loss"] < steps[0]["loss"]
+
+
+# -------------------------------------------------------------------------------------- our reader
+
+
+def read_all(root: Path, file: Path, *, train: bool) -> list[Any]:
+    """Return every batch of two samples of a split, as for training and as for inference."""
+    hypes = read(file)
+    with enter(host_named("auto", root), root) as session:
+        parsed = hypes.parsed(session.host, session.modules)
+        seed_all(3)
+        made = session.modules.datasets.build_dataset(parsed, visualize=False, train=train)
+        batches = []
+        for index in range(0, len(made) - 1, 2):
+            seed_all(index)
+            pair = [made[index], made[index + 1]]
+            batches.append(made.collate_batch_train(pair))
+        seed_all(1)
+        if not train:
+            batches.append(made.collate_batch_test([made[1]]))
+        return [len(made), *batches]
+
+
+def assert_equal(found: Any, expected: Any, where: str) -> None:  # noqa: ANN401
+    """Compare structures with equal types and dtypes, numbers to 1e-9 and integers exactly."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key, item in expected.items():
+            assert_equal(found[key], item, f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for number, item in enumerate(expected):
+            assert_equal(found[number], item, f"{where}[{number}]")
+    elif isinstance(expected, torch.Tensor | np.ndarray):
+        assert found.dtype == expected.dtype, where
+        assert found.shape == expected.shape, where
+        left, right = np.asarray(found), np.asarray(expected)
+        if left.dtype.kind == "f":
+            np.testing.assert_allclose(left, right, rtol=0, atol=1e-9, err_msg=where)
+        else:
+            assert np.array_equal(left, right), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("kind", ["intermediate", "early", "late"])
+@pytest.mark.parametrize("train", [True, False], ids=["train", "validate"])
+def test_our_reader_fills_the_host_s_batches_as_the_host_does(
+    real: RealHost,
+    scenes: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    train: bool,
+) -> None:
+    """The host's own layout: OPV2V, and V2XPnP-Seq for V2X-Real and CooPre; every key and dtype."""
+    hypes = real.small_hypes(scenes, epoches=1)
+    native = native_root(real, scenes)
+    hypes["root_dir"], hypes["validate_dir"] = (str(native / one) for one in ("train", "validate"))
+    heal = real.name == "heal"
+    hypes["fusion"]["core_method"] = kind if heal else f"{kind.capitalize()}FusionDataset"
+    listed = os.listdir
+    # HEAL shuffles what the file system lists; ours shuffles the agents by name.
+    monkeypatch.setattr(os, "listdir", lambda *args: sorted(listed(*args)))
+    theirs = read_all(root_of(real), write_hypes(tmp_path / "theirs.yaml", hypes), train=train)
+    data = {"format": "auto", "classes": []}
+    hypes["turbotrain"] = {"host": {"data": data}}
+    ours = read_all(root_of(real), write_hypes(tmp_path / "ours.yaml", hypes), train=train)
+    assert ours[0] >= 9
+    assert_equal(ours, theirs, "")
+
+
+def test_a_host_s_model_trains_on_files_that_the_host_cannot_read(
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
+) -> None:
+    """Five steps on V2XPnP-Seq files with frames that not every agent has; then evaluation."""
+    made = scenes["made"]
+    hypes = real.small_hypes(scenes, epoches=1)
+    hypes["root_dir"] = hypes["validate_dir"] = hypes["test_dir"] = str(made)
+    plain = hypes | {"validate_dir": str(made / "train")}
+    with pytest.raises((KeyError, UserError)):  # a frame that one lacks; no .pcd
+        read_all(root_of(real), write_hypes(tmp_path / "plain.yaml", plain), train=False)
+    block = BLOCK | {"host": {"workers": 2, "data": {"format": "auto"}}}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_hypes(folder / "config.yaml", hypes | {"turbotrain": block})
+    assert main(["train", "--model_dir", str(folder), "--device", "cpu"]) == 0
+    steps = [line for line in step_lines(folder) if "losses" in line]
+    assert len(steps) >= 5
+    results = json.loads((folder / "results.json").read_text())
+    assert results["protocol"]["frames"] >= 9
+    assert results["detection"]["n_gt"] > 0
+
+
+def test_the_host_s_train_script_runs_on_our_reader(
+    real: RealHost, scenes: dict[str, Path], tmp_path: Path
+) -> None:
+    hypes = real.small_hypes(scenes, epoches=1)
+    hypes["root_dir"] = hypes["validate_dir"] = hypes["test_dir"] = str(scenes["made"])
+    hypes["turbotrain"] = {"host": {"data": {"format": "v2xpnp_seq"}}}
+    file = write_hypes(tmp_path / "hypes.yaml", hypes)
+    log_dir = ["--log_dir", str(tmp_path / "logs"), "--run_seed", "1"]
+    assert launch(["train", *log_dir, "--hypes_yaml", str(file)]) == 0
+    (folder,) = (tmp_path / "logs").iterdir()
+    assert list(folder.glob("net_epoch*.pth"))
+    if real.name == "heal" and importlib.util.find_spec("cv2") is None:
+        pytest.skip("trained; HEAL's inference.py draws the first frame with opencv")
+    inference = ["inference", "--model_dir", str(folder), "--fusion_method", "intermediate"]
+    assert launch(inference) == 0
+    assert (folder / "eval.yaml").is_file()

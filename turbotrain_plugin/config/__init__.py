@@ -13,12 +13,15 @@ from turbotrain_plugin.config.data import (
     WildSetting,
 )
 from turbotrain_plugin.config.host import (
+    HOST_READS,
     HostBlock,
+    HostDataKeys,
     HostKeys,
     HostModules,
     HostPretrain,
     describes_host,
     host_block,
+    host_data,
 )
 from turbotrain_plugin.config.hypes import (
     difference,
@@ -58,6 +61,7 @@ from turbotrain_plugin.config.training import (
 )
 
 __all__ = [
+    "HOST_READS",
     "AnchorArgs",
     "AugmentStep",
     "BalanceArgs",
@@ -68,6 +72,7 @@ __all__ = [
     "EvaluationConfig",
     "FusionConfig",
     "HostBlock",
+    "HostDataKeys",
     "HostKeys",
     "HostModules",
     "HostPretrain",
@@ -99,6 +104,7 @@ __all__ = [
     "explain",
     "find_hypes",
     "host_block",
+    "host_data",
     "load_hypes",
     "load_tree",
     "shipped_hypes",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from turbotrain_plugin.config.build import build
+from turbotrain_plugin.config.data import RepairConfig
 from turbotrain_plugin.config.keys import group, key
 from turbotrain_plugin.config.model import ModelConfig
 from turbotrain_plugin.config.training import (
@@ -17,8 +18,28 @@ from turbotrain_plugin.config.training import (
     PretrainConfig,
 )
 from turbotrain_plugin.config.yaml_tree import Located
+from turbotrain_plugin.errors import UserError
 
 BLOCK: Final = "turbotrain"
+HOST_READS: Final = "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostDataKeys:
+    """``turbotrain.host.data``: our reader in place of the scan and the file reading of a host."""
+
+    format: str = key(
+        HOST_READS,
+        "host: the host reads its data set itself; else our reader does, auto: by the files.",
+        choices=(HOST_READS, "auto", "v2xpnp_seq", "v2xreal", "opv2v", "v2xset", "v2v4real"),
+    )
+    classes: tuple[str, ...] = key(
+        ("Car", "Van", "PoliceCar", "LongVehicle", "Bus", "Truck", "ConcreteTruck"),
+        "Raw obj_type values that hosts of one class learn ([]: all); V2X-Real and CooPre group "
+        "all types themselves.",
+    )
+    repair: RepairConfig = group(RepairConfig, "Flaws of labels to mend.")
+    cache_dir: str = key("", "Where parsed labels are kept ('': inside the root).")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +64,7 @@ class HostKeys:
         choices=("step", "host"),
     )
     evaluate: bool = key(True, "Evaluate by the host's rules and by ours after training.")
+    data: HostDataKeys = group(HostDataKeys, "Our reader in place of the host's.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +123,35 @@ def host_block(tree: Located) -> HostBlock:
     """Return our block of a host's hypes file; without one, the host's own training is repeated.
 
     Raises:
-        UserError: On unknown keys and wrong values.
+        UserError: On unknown keys and wrong values, and when labels shall be mended that the host
+            reads.
     """
     own = tree.value.get(BLOCK) if isinstance(tree.value, dict) else None
     if own is None:
         return HostBlock(strategy="one_time", host=HostKeys(random="host"))
-    return build(HostBlock, own, BLOCK)
+    block = build(HostBlock, own, BLOCK)
+    data = block.host.data
+    if data.format == HOST_READS and data.repair != RepairConfig():
+        raise UserError(
+            f"{own.place}: turbotrain.host.data.repair mends what our reader reads: set "
+            "turbotrain.host.data.format to auto or a format. Found 'host'."
+        )
+    return block
+
+
+def host_data(plain: dict[str, Any]) -> HostDataKeys:
+    """Return ``turbotrain.host.data`` of hypes that a host's script has in hand.
+
+    Raises:
+        UserError: As ``host_block``.
+    """
+    block = plain.get(BLOCK)
+    return host_block(_located({BLOCK: block})).host.data if block else HostDataKeys()
+
+
+def _located(value: Any) -> Located:  # noqa: ANN401 - JSON-like
+    if isinstance(value, dict):
+        value = {str(name): _located(item) for name, item in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [_located(item) for item in value]
+    return Located(value, "the hypes file", 0)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, nn
 
+from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.hosts.tasks import loss_terms
 
 COSINE: Final = "cosineannealwarm"
@@ -52,6 +53,19 @@ class LoaderKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentOrder:
+    """Agents of a scene as a host lists them.
+
+    Attributes:
+        agents: Folder numbers; the first that has a frame is its ego.
+        leaders: Those of them that may be the ego.
+    """
+
+    agents: tuple[int, ...]
+    leaders: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class FrameResult:
     """What a host detected in one frame, in its own frame of reference.
 
@@ -80,6 +94,8 @@ class Host:
         loader: How its train.py loads data.
         has_cosine: Whether ``cosineannealwarm`` is among its schedules.
         one_scheduler_argument: Whether ``setup_lr_schedular`` takes no number of steps.
+        left_handed: Whether it is written for CARLA's axes, y to the right.
+        one_class: Whether it takes every object for a car.
     """
 
     name: ClassVar[str] = "opencood"
@@ -88,10 +104,42 @@ class Host:
     loader: ClassVar[LoaderKeys] = LoaderKeys()
     has_cosine: ClassVar[bool] = True
     one_scheduler_argument: ClassVar[bool] = False
+    left_handed: ClassVar[bool] = True
+    one_class: ClassVar[bool] = True
 
     def recognises(self, root: Path) -> bool:
         """Return whether the checkout at ``root`` is this host."""
         return (root / "opencood" / "tools" / "train.py").is_file()
+
+    # ---------------------------------------------------------------------------- data we read
+
+    def dataset_class(self, modules: HostModules, hypes: dict[str, Any]) -> type:
+        """Return the data set's class that ``fusion.core_method`` names.
+
+        Raises:
+            UserError: When there is none, or it does not read scenes frame by frame.
+        """
+        known: dict[str, type] = vars(modules.datasets)["__all__"]
+        name = str(hypes["fusion"]["core_method"])
+        fitting = [one for one in known if not one.startswith("Online")]
+        if name not in fitting:
+            raise UserError(
+                f"fusion.core_method: with turbotrain.host.data.format our reader takes the place "
+                f"of the scan of {', '.join(fitting)}. Found {name!r}."
+            )
+        return known[name]
+
+    def takes_part(self, scene: str, hypes: dict[str, Any], *, train: bool) -> bool:
+        """Return whether the host reads a scene of that name."""
+        del scene, hypes, train
+        return True
+
+    def agent_order(
+        self, agents: Sequence[int], hypes: dict[str, Any], *, train: bool
+    ) -> AgentOrder:
+        """Return a scene's agents in the host's order: by text, a vehicle first."""
+        del hypes, train
+        return vehicle_first(sorted(agents, key=str))
 
     # ------------------------------------------------------------------------------------ training
 
@@ -218,6 +266,22 @@ class Host:
                     modules.eval_utils.calculate_ap(kept, iou, sort)[0]
                 )
         return found
+
+
+def vehicle_first(agents: Sequence[int]) -> AgentOrder:
+    """Return the order turned until a vehicle leads; roadside units lead where there are no others.
+
+    The hosts do this once, for one roadside unit; ours holds for several.
+    """
+    order = list(agents)
+    while order[0] < 0 and any(agent >= 0 for agent in order):
+        order.append(order.pop(0))
+    return AgentOrder(tuple(order), same_kind(order))
+
+
+def same_kind(agents: Sequence[int]) -> frozenset[int]:
+    """Return the agents that are vehicles, or roadside units, as the first is."""
+    return frozenset(agent for agent in agents if (agent < 0) == (agents[0] < 0))
 
 
 def counted(modules: HostModules, frames: Sequence[FrameResult]) -> dict[float, Any]:

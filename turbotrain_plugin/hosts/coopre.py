@@ -21,6 +21,7 @@ class CooPre(V2XReal):
     loader: ClassVar[LoaderKeys] = LoaderKeys(workers=1)
     has_cosine: ClassVar[bool] = True
     one_scheduler_argument: ClassVar[bool] = False
+    draws_egos: ClassVar[bool] = False
 
     def recognises(self, root: Path) -> bool:
         """Return whether it holds the reconstruction loss."""

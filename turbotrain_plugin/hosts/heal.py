@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
+from turbotrain_plugin.errors import UserError
 from turbotrain_plugin.hosts.base import (
     IOU_THRESHOLDS,
+    AgentOrder,
     FrameResult,
     Host,
     HostModules,
     LoaderKeys,
     counted,
     single_class_result,
+    vehicle_first,
 )
 from turbotrain_plugin.hosts.checkout import PACKAGE
 from turbotrain_plugin.hosts.tasks import loss_terms
 
 _SINGLE = "_single"
+_FUSIONS: Final = ("early", "late", "intermediate", "intermediate2stage")
+_SETS: Final = ("opv2v", "v2xset")
 
 
 class HEAL(Host):
@@ -39,6 +45,42 @@ class HEAL(Host):
     def recognises(self, root: Path) -> bool:
         """Return whether it has the heterogeneous models."""
         return (root / PACKAGE / "tools" / "train_w_kd.py").is_file()
+
+    def dataset_class(self, modules: HostModules, hypes: dict[str, Any]) -> type:
+        """Return the class that the factory of ``fusion.core_method`` makes of a base."""
+        fusion, base = str(hypes["fusion"]["core_method"]), str(hypes["fusion"].get("dataset"))
+        source = [str(one) for one in hypes.get("input_source", ())]
+        for name, found, known in (
+            ("fusion.core_method", fusion, _FUSIONS),
+            ("fusion.dataset", base, _SETS),
+            ("label_type", str(hypes.get("label_type")), ("lidar",)),
+        ):
+            if found not in known:
+                raise UserError(
+                    f"{name}: with turbotrain.host.data.format it must be one of "
+                    f"{', '.join(known)}. Found {found!r}."
+                )
+        if source != ["lidar"] or hypes.get("add_data_extension"):
+            raise UserError(
+                "turbotrain.host.data.format: our reader has clouds alone; input_source must be "
+                f"[lidar] and add_data_extension empty. Found {source} and "
+                f"{hypes.get('add_data_extension') or []}."
+            )
+        members = vars(modules.datasets)
+        made: type = members[f"get{fusion.capitalize()}FusionDataset"](
+            members[f"{base.upper()}BaseDataset"]
+        )
+        return made
+
+    def agent_order(
+        self, agents: Sequence[int], hypes: dict[str, Any], *, train: bool
+    ) -> AgentOrder:
+        """Return the agents in a drawn order for training, by text otherwise; a vehicle first."""
+        del hypes
+        order = sorted(agents, key=str)
+        if train:
+            random.shuffle(order)
+        return vehicle_first(order)
 
     def epoch_begins(self, scheduler: Any, hypes: dict[str, Any], epoch: int, steps: int) -> None:  # noqa: ANN401
         """Leave the rate alone: the host moves it at the end of an epoch."""

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import yaml
 
-from turbotrain_plugin.config import HostBlock, host_block, load_tree, to_plain
+from turbotrain_plugin.config import HOST_READS, HostBlock, host_block, load_tree, to_plain
 from turbotrain_plugin.config.host import BLOCK
 from turbotrain_plugin.hosts.base import Host, HostModules
 from turbotrain_plugin.hosts.compat.loading import parsed
+from turbotrain_plugin.hosts.reader import with_split_folders
 from turbotrain_plugin.structures import UserError
 
 _NEEDED: Final = ("name", "train_params", "fusion", "postprocess", "model", "loss", "optimizer")
@@ -43,6 +44,9 @@ class HostHypes:
         """Return what the host's scripts work with: a copy, run through the host's parser."""
         hypes = parsed(copy.deepcopy(self.plain), modules.yaml_utils, self.source)
         host.prepare(hypes)
+        if self.block.host.data.format != HOST_READS:
+            hypes[BLOCK] = to_plain(self.block)
+            with_split_folders(hypes)
         return hypes
 
     def text(self) -> str:

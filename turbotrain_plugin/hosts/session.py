@@ -13,6 +13,7 @@ from turbotrain_plugin.hosts.base import Host, HostModules
 from turbotrain_plugin.hosts.checkout import PACKAGE
 from turbotrain_plugin.hosts.compat import SHIMS, applied
 from turbotrain_plugin.hosts.compat.loading import safe_load_yaml
+from turbotrain_plugin.hosts.reader import reading
 from turbotrain_plugin.structures import UserError
 
 
@@ -48,7 +49,9 @@ def enter(host: Host, root: Path) -> Iterator[Session]:
     sys.path.insert(0, str(root))
     try:
         with applied(SHIMS.values()) as names, said_plainly(host):
-            yield Session(host, root, _load(), names)
+            modules = _load()
+            with reading(host, modules):
+                yield Session(host, root, modules, names)
     finally:
         sys.path.remove(str(root))
         sys.dont_write_bytecode = writes_bytecode

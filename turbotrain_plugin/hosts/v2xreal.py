@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -10,10 +11,21 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
-from turbotrain_plugin.hosts.base import IOU_THRESHOLDS, FrameResult, Host, HostModules
+from turbotrain_plugin.data.windows import MODES
+from turbotrain_plugin.errors import UserError
+from turbotrain_plugin.hosts.base import (
+    IOU_THRESHOLDS,
+    AgentOrder,
+    FrameResult,
+    Host,
+    HostModules,
+    same_kind,
+)
 from turbotrain_plugin.hosts.checkout import PACKAGE
 
 _CLASSES: Final = "SUPER_CLASS_MAP"
+_WITHOUT_ROADSIDE: Final = "2023-04-07"
+"""Recording day whose scenes the host evaluates on in the mode v2v alone."""
 
 
 class V2XReal(Host):
@@ -24,6 +36,10 @@ class V2XReal(Host):
     commit: ClassVar[str] = "b6d5be142a92beaba129bb9da40855d647df35ea"
     has_cosine: ClassVar[bool] = False
     one_scheduler_argument: ClassVar[bool] = True
+    left_handed: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
+    draws_egos: ClassVar[bool] = True
+    """Whether any agent may be the ego in training, drawn anew for every epoch."""
 
     def recognises(self, root: Path) -> bool:
         """Return whether classes are grouped, and no masked pretraining is there (CooPre's)."""
@@ -31,6 +47,28 @@ class V2XReal(Host):
         grouped = package / "data_utils" / "__init__.py"
         coopre = package / "loss" / "chamfer_loss.py"
         return grouped.is_file() and _CLASSES in grouped.read_text() and not coopre.is_file()
+
+    def takes_part(self, scene: str, hypes: dict[str, Any], *, train: bool) -> bool:
+        """Leave out the day without roadside units in evaluation, but for the mode v2v."""
+        return train or _mode(hypes) == "v2v" or _WITHOUT_ROADSIDE not in scene
+
+    def agent_order(
+        self, agents: Sequence[int], hypes: dict[str, Any], *, train: bool
+    ) -> AgentOrder:
+        """Return the agents of ``dataset_mode``; in training all of them, drawn at random."""
+        order = sorted(agents, key=str)
+        if train and self.draws_egos:
+            random.shuffle(order)
+            return AgentOrder(tuple(order), frozenset(order))
+        vehicles = [agent for agent in order if agent >= 0]
+        roadside = [agent for agent in order if agent < 0]
+        chosen = {
+            "vc": vehicles + roadside,
+            "ic": roadside + vehicles,
+            "v2v": vehicles,
+            "i2i": roadside,
+        }[_mode(hypes)]
+        return AgentOrder(tuple(chosen), same_kind(chosen) if chosen else frozenset())
 
     def epoch_begins(self, scheduler: Any, hypes: dict[str, Any], epoch: int, steps: int) -> None:  # noqa: ANN401
         """Step the schedule, which the host does before the first epoch as well."""
@@ -102,3 +140,10 @@ class V2XReal(Host):
             if areas:
                 found[f"ap_{iou:.2f}"] = sum(areas) / len(areas)
         return found
+
+
+def _mode(hypes: dict[str, Any]) -> str:
+    mode = str(hypes.get("dataset_mode", ""))
+    if mode not in MODES:
+        raise UserError(f"dataset_mode must be one of {', '.join(MODES)}. Found {mode!r}.")
+    return mode

@@ -307,3 +307,10 @@ def test_counts_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert truth.object_ids.tolist() == [7]
     assert truth.past_valid.all()
     assert caplog.text.count("repaired") == 1
+
+
+def test_pretraining_reads_no_labels_to_repair(tmp_path: Path) -> None:
+    keys = DataConfig(repair=EVERYTHING, num_workers=0, use_map=False, min_points=0)
+    config = RunConfig(turbotrain=TurboTrainBlock(data=keys))
+    data = CooperativeDataset(config, [flawed(tmp_path)], split="train", purpose="pretrain")
+    assert not isinstance(data.reader, RepairedReader)

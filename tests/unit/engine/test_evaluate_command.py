@@ -40,3 +40,15 @@ def test_other_splits_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="this folder cannot be made"):
         evaluate_run(folder, device=CPU, out=tmp_path / "file" / "out")
+
+
+def test_what_is_only_pretrained_is_not_evaluated(tmp_path: Path) -> None:
+    """It has heads, but they have learned nothing."""
+    config = tiny_config(
+        tmp_path, ["turbotrain.strategy=pretrain_only", "turbotrain.pretrain.epoches=1"]
+    )
+    folder = make_run_folder(config)
+    Trainer(config, folder, CPU).run(resume=False)
+    with pytest.raises(UserError, match=r"pretrained so far, .*visualize .* --pretrain"):
+        evaluate_run(folder, device=CPU)
+    assert not (folder / "results.json").is_file()

@@ -74,6 +74,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorded:
         "turbotrain.logging.keep=9",
         "turbotrain.evaluation.pictures=0",
         "turbotrain.threads=1",
+        "turbotrain.data.persistent_workers=false",
     ],
 )
 def test_some_keys_may_change_and_reach_training_and_evaluation(

@@ -18,6 +18,7 @@ import yaml
 
 from turbotrain_plugin.data.formats.yaml_text import LabelLoader, read_labels
 from turbotrain_plugin.hosts.compat.base import Shim, attributes
+from turbotrain_plugin.hosts.frames import FrameFile
 from turbotrain_plugin.structures import UserError
 
 PARSER_KEY: Final = "yaml_parser"
@@ -89,6 +90,8 @@ def safe_load_yaml(yaml_utils: Any) -> Callable[..., dict[str, Any]]:  # noqa: A
             file = str(Path(opt.model_dir) / "config.yaml")
         if file is None:
             raise UserError("The host asks for a YAML file without naming one.")
+        if isinstance(file, FrameFile):
+            return file.params()
         if opt is None:  # a frame of the data set
             return read_labels(Path(file))
         return parsed(read_hypes(Path(file)), yaml_utils, file)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opencood.data_utils.datasets.basedataset import BaseDataset, matrix_of
 from opencood.hypes_yaml.yaml_utils import load_yaml
 
 MOST_AGENTS = 3
@@ -137,12 +138,50 @@ def corners(centre: Tensor, hwl: Tensor, yaw: Tensor) -> Tensor:
     return torch.cat([low, high], dim=1).float() + centre[:, None].float()
 
 
-__all__ = {"IntermediateFusionDataset": IntermediateFusionDataset}
+class CloudFusionDataset(BaseDataset, IntermediateFusionDataset):
+    """Clouds as they were recorded, moved to the ego; objects of all agents."""
+
+    def __init__(self, params: dict[str, Any], visualize: bool, train: bool = True) -> None:
+        BaseDataset.__init__(self, params, visualize, train)
+        self.range = np.asarray(params["preprocess"]["cav_lidar_range"], dtype=np.float64)
+        self.cell = float(params["preprocess"]["args"]["voxel_size"][0])
+        self.width, self.height = params["model"]["args"]["grid_size"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        agents = self.retrieve_base_data(index, cur_ego_pose_flag=True)
+        leading, first = next(iter(agents.items()))
+        assert first["ego"], leading
+        ego_from_world = np.linalg.inv(matrix_of(first["params"]["lidar_pose"]))
+        clouds, truth = [], {}
+        for agent in agents.values():
+            ego_from_agent = agent["params"]["transformation_matrix"]
+            points = agent["lidar_np"][:, :3] @ ego_from_agent[:3, :3].T + ego_from_agent[:3, 3]
+            low, high = self.range[:3], self.range[3:] - 1e-6
+            clouds.append(points[((points > low) & (points < high)).all(1)])
+            for number, item in agent["params"]["vehicles"].items():
+                centre = np.add(item["location"], item["center"])
+                place = ego_from_world[:3, :3] @ centre + ego_from_world[:3, 3]
+                truth.setdefault(number, [*place, *item["extent"]])
+        return {"ego": {"clouds": clouds, "truth": np.asarray(list(truth.values()))}}
+
+    def __len__(self) -> int:
+        return BaseDataset.__len__(self)
+
+
+class OnlineFusionDataset(CloudFusionDataset):
+    """Stands for the data sets of live simulations."""
+
+
+__all__ = {
+    "IntermediateFusionDataset": IntermediateFusionDataset,
+    "CloudFusionDataset": CloudFusionDataset,
+    "OnlineFusionDataset": OnlineFusionDataset,
+}
 
 
 def build_dataset(
     hypes: dict[str, Any], visualize: bool = False, train: bool = True
 ) -> IntermediateFusionDataset:
     name = hypes["fusion"]["core_method"]
-    assert name in ("IntermediateFusionDataset",)
+    assert name in ("IntermediateFusionDataset", "CloudFusionDataset")
     return __all__[name](params=hypes, visualize=visualize, train=train)
