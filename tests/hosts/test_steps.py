@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from tests.helpers.made_host import host_hypes
 from turbotrain_plugin.balancing import GradientBalancer, HybridSchedule
-from turbotrain_plugin.hosts import host_named
+from turbotrain_plugin.engine import exchange
+from turbotrain_plugin.hosts import Host, host_named, randomness
 from turbotrain_plugin.hosts.learner import HostLosses, StepKeys, TaskLearner, take_step
 from turbotrain_plugin.hosts.randomness import seed_all, seeded_loader
+from turbotrain_plugin.hosts.rates import HostRates
 from turbotrain_plugin.hosts.session import enter
 from turbotrain_plugin.hosts.tasks import chosen_tasks, loss_terms, remembered_items
 from turbotrain_plugin.structures import UserError
@@ -194,3 +197,58 @@ def test_the_rest_of_an_epoch_is_the_same_whenever_it_is_asked_for(workers: int)
     assert list(seeded_loader(Draws(), 2, 1, 1, workers, 7, "stage")) == whole[1:]
     assert list(seeded_loader(Draws(), 2, 2, 0, 0, 7, "stage")) != whole
     assert list(seeded_loader(Draws(), 2, 1, 0, 0, 8, "stage")) != whole
+
+
+class Numbers:
+    """Samples that are their index."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    @staticmethod
+    def collate_batch_train(batch: list[int]) -> list[int]:
+        return batch
+
+
+@pytest.mark.parametrize(("samples", "size", "processes"), [(17, 2, 3), (12, 1, 4), (7, 2, 3)])
+def test_processes_share_a_step_as_one_process_would_take_it(
+    monkeypatch: pytest.MonkeyPatch, samples: int, size: int, processes: int
+) -> None:
+    def seen(rank: int, count: int, batch: int, start: int = 0) -> list[list[int]]:
+        monkeypatch.setattr(exchange, "rank", lambda: rank)
+        monkeypatch.setattr(randomness, "process_count", lambda: count)
+        loader = randomness.seeded_loader(Numbers(samples), batch, 1, start, 0, 7, "stage")
+        return list(loader)
+
+    one = seen(0, 1, size * processes)
+    each = [seen(rank, processes, size) for rank in range(processes)]
+    assert {len(found) for found in each} == {samples // (size * processes)}
+    together = [sorted(chain.from_iterable(step)) for step in zip(*each, strict=True)]
+    assert together == [sorted(step) for step in one]
+    assert all(len(batch) == size for found in each for batch in found)
+    assert seen(1, processes, size, start=1) == each[1][1:]
+
+
+# -------------------------------------------------------------------------------------------- rates
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"), [("multistep", {"last_epoch": 0}), ("cosineannealwarm", {})]
+)
+def test_a_cosine_keeps_nothing_that_depends_on_the_number_of_processes(
+    method: str, kept: dict[str, int]
+) -> None:
+    """timm's would restore its length in steps; its rate follows from the number of the update."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3])
+    hypes = {"lr_scheduler": {"core_method": method}}
+    state = HostRates(Host(), scheduler, hypes, 4).state_dict()
+    assert {name: state[name] for name in kept} == kept
+    assert bool(state) == bool(kept)
+    HostRates(Host(), scheduler, hypes, 4).load_state_dict(state)

@@ -47,7 +47,6 @@ def test_a_balanced_run_learns_and_is_evaluated(
     assert json.loads((folder / "results.json").read_text()) == results
     assert main(["evaluate", "--model_dir", str(folder), "--split", "train"]) == 2
     assert main(["config", "check", str(folder / "config.yaml")]) == 0
-    assert main(["train", "--model_dir", str(folder), "--dry-run"]) == 2
 
 
 def test_terms_kept_as_floats_are_tasks_as_well(

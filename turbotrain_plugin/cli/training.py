@@ -79,11 +79,12 @@ def _train(options: argparse.Namespace) -> int:
     )
     alone = options.gpus in (None, 1)
     launched = is_launched(os.environ)
-    if command.is_for_host(options.hypes, options.model_dir):
-        return command.train(request, alone=alone and not launched)
+    for_host = command.is_for_host(options.hypes, options.model_dir)
     if not (alone or options.dry_run or launched):
+        if for_host:  # said at once, not by processes that have to start first
+            command.refuse_own_streams(command.hypes_of(request), options.gpus)
         return launch(options.gpus, options.device, options.command_line)
-    return train(request)
+    return command.train(request) if for_host else train(request)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -168,7 +168,7 @@ class _Workers:
             collate_fn=_collate_or_fail,
             prefetch_factor=dataset.config.turbotrain.data.prefetch_factor if count else None,
             persistent_workers=persistent and count > 0,
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
             # Samples seed themselves; a private generator keeps the caller's global one untouched.
             generator=torch.Generator().manual_seed(0),
         )
@@ -267,7 +267,8 @@ def _collate_or_fail(samples: list[PreparedSample | _Failure]) -> Batch | _Failu
     return collate(cast("list[PreparedSample]", samples))
 
 
-def _prepare_worker(_worker: int) -> None:
+def prepare_worker(_worker: int) -> None:
+    """Prepare a loader process: one thread, and deaf to the signals that stop a run."""
     torch.set_num_threads(1)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process decides what
     # they mean, and needs its workers to finish the step it saves; they end when it is gone.

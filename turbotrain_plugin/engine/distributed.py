@@ -13,13 +13,17 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from turbotrain_plugin.balancing.processes import process_count
+from turbotrain_plugin.engine import checkpoints
 from turbotrain_plugin.engine.assembly import pick_device
 from turbotrain_plugin.engine.records import LOG
 from turbotrain_plugin.errors import UserError
@@ -165,6 +169,29 @@ def _known(work: Callable[[torch.device], int], device: torch.device) -> int:
         if not is_lost(error):
             raise
         raise LostProcess("another process is gone; what it had to say is above.") from error
+
+
+@contextmanager
+def losing_nobody(folder: Path) -> Iterator[None]:
+    """Say, where another process of a run is gone, what is left in its folder.
+
+    Raises:
+        LostProcess: In place of the error of a collective.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if process_count() == 1 or not is_lost(error):
+            raise
+        raise LostProcess(
+            "another process of this run is gone; what it had to say is above. The run's "
+            f"{checkpoints.LAST} is complete. {go_on(folder)}"
+        ) from error
+
+
+def go_on(folder: Path) -> str:
+    """Return the sentence that says how to go on with a run."""
+    return f"Go on with:  opencood train --resume --model_dir {folder}"
 
 
 def _meet(place: Place) -> Any:  # noqa: ANN401 - torch's store

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final
 
 import torch
+from torch import nn
 
 from turbotrain_plugin.config import RunConfig, to_yaml
 from turbotrain_plugin.data import BatchLoader, CooperativeDataset, SampleKey
@@ -79,27 +81,46 @@ def _measure(config: RunConfig, stage: Stage, device: torch.device, *, balanced:
     learner.module.to(device).train()
     freeze(learner.network, stage.frozen)
     if not balanced:
-        _print_parameters(learner, stage)
-    samples = stage.batch_size if device.type == "cuda" else 1
+        print_parameters(stage.name, learner.module, learner.network, stage.frozen)
+    samples = samples_measured(stage.batch_size, device)
     LOG.info("measuring one %s step of %s ...", "balanced" if balanced else "free", stage.name)
     cost = one_step(config, stage, learner, dataset, samples=samples, balanced=balanced)
-    kind = f"{stage.name}, {'balanced' if balanced else 'free'} step"
-    emit(
-        f"{kind}: {cost.seconds:.1f} s, peak memory {cost.memory_mb:.0f} MiB, "
-        f"batch of {samples} on {device}"
-        + ("" if samples == stage.batch_size else f" (the file says {stage.batch_size})")
-        + ("; checks itself once, later ones are cheaper" if balanced else "")
-        + ("" if cost.taken else "  NOT FINITE")
-    )
+    print_cost(stage.name, cost, stage.batch_size, device, balanced=balanced)
     if balanced:
         return cost
     if config.root_dir == (PROBE,):
         emit(f"{stage.name}: no time in all, a dry run does not make the synthetic scenes")
     else:
         steps = -(-len(dataset) // stage.batch_size) * stage.epoches
-        hours = steps * cost.seconds * stage.batch_size / samples / 3600
-        emit(f"{stage.name}: {steps} steps, about {hours:.1f} h at this pace")
+        print_time(stage.name, cost, stage.batch_size, device, steps)
     return cost
+
+
+def samples_measured(batch_size: int, device: torch.device) -> int:
+    """Return the samples of a measured step."""
+    return batch_size if device.type == "cuda" else 1
+
+
+def print_cost(
+    stage: str, cost: StepCost, batch_size: int, device: torch.device, *, balanced: bool
+) -> None:
+    """Print what a step of a stage takes."""
+    samples = samples_measured(batch_size, device)
+    emit(
+        f"{stage}, {'balanced' if balanced else 'free'} step: {cost.seconds:.1f} s, "
+        f"peak memory {cost.memory_mb:.0f} MiB, batch of {samples} on {device}"
+        + ("" if samples == batch_size else f" (the file says {batch_size})")
+        + ("; checks itself once, later ones are cheaper" if balanced else "")
+        + ("" if cost.taken else "  NOT FINITE")
+    )
+
+
+def print_time(
+    stage: str, cost: StepCost, batch_size: int, device: torch.device, steps: int
+) -> None:
+    """Print what all steps of a stage take."""
+    hours = steps * cost.seconds * batch_size / samples_measured(batch_size, device) / 3600
+    emit(f"{stage}: {steps} steps, about {hours:.1f} h at this pace")
 
 
 def one_step(
@@ -120,21 +141,31 @@ def one_step(
         balance = replace(stage.balance, free_steps=0, balance_steps=1)
     balancer = build_balancer(stage.optimizer, balance, learner.module)
     generator = torch.Generator(device=device).manual_seed(derive_seed(config.seed, "dry run"))
+    return measured(
+        device,
+        lambda: (
+            optimiser_step(
+                learner,
+                [batch],
+                balancer,
+                None,
+                amp=config.turbotrain.amp,
+                clip_norm=stage.optimizer.clip_norm,
+                generator=generator,
+            ).taken
+        ),
+    )
+
+
+def measured(device: torch.device, step: Callable[[], bool]) -> StepCost:
+    """Return what a step takes that says whether it was taken."""
     with PeakMemory(device) as memory:
         begin = time.perf_counter()
-        result = optimiser_step(
-            learner,
-            [batch],
-            balancer,
-            None,
-            amp=config.turbotrain.amp,
-            clip_norm=stage.optimizer.clip_norm,
-            generator=generator,
-        )
+        taken = step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begin
-    return StepCost(seconds, memory.peak_mb, result.taken)
+    return StepCost(seconds, memory.peak_mb, taken)
 
 
 def _learner(
@@ -146,14 +177,17 @@ def _learner(
     return FinetuneLearner(network, config.loss.args, load_teacher(config, device))
 
 
-def _print_parameters(learner: Learner, stage: Stage) -> None:
-    total = sum(p.numel() for p in learner.module.parameters())
-    emit(f"\nstage {stage.name}: {total / 1e6:.3f} M parameters")
-    for name, module in learner.network.named_children():
+def print_parameters(
+    stage: str, trained: nn.Module, network: nn.Module, frozen: Sequence[str] = ()
+) -> None:
+    """Print the parameters of a stage, and those of its network by module."""
+    total = sum(p.numel() for p in trained.parameters())
+    emit(f"\nstage {stage}: {total / 1e6:.3f} M parameters")
+    for name, module in network.named_children():
         count = sum(p.numel() for p in module.parameters())
-        frozen = "  frozen" if name in stage.frozen else ""
+        held = "  frozen" if name in frozen else ""
         if count:
-            emit(f"  {name:<20} {count / 1e6:8.3f} M{frozen}")
+            emit(f"  {name:<20} {count / 1e6:8.3f} M{held}")
 
 
 class PeakMemory:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig
 from turbotrain_plugin.engine.interrupts import StopRequest
 from turbotrain_plugin.engine.records import Board, MetricsLog
@@ -50,7 +51,41 @@ class Position:
         the next piece of it. Where the pieces do not meet, the one begun is begun again: at most
         one batch of each process is seen twice, none is left out. Steps keep counting.
         """
-        self.batch = self.batch * saved_by // processes
+        self.batch = spread(self.batch, saved_by, processes)
+
+
+def spread(batch: int, saved_by: int, processes: int) -> int:
+    """Return the batches that each of ``processes`` has done where ``saved_by`` did ``batch``."""
+    return batch * saved_by // processes
+
+
+def samples_of_step(batch_size: int, batches: int = 1) -> str:
+    """Return the samples of a step: 2, or 8 (2 x 4 processes) where there are more of them.
+
+    Args:
+        batch_size: Of a process.
+        batches: That a process accumulates.
+    """
+    processes = process_count()
+    factors = [str(batch_size)]
+    factors += [f"{batches} batches"] if batches > 1 else []
+    factors += [f"{processes} processes"] if processes > 1 else []
+    total = str(batch_size * batches * processes)
+    return total if len(factors) == 1 else f"{total} ({' x '.join(factors)})"
+
+
+def another_number(checkpoint: Path, saved_by: int, samples: int) -> str:
+    """Return what to say when a run goes on in another number of processes.
+
+    Args:
+        checkpoint: What it goes on from.
+        saved_by: Processes that saved it.
+        samples: Samples of a step of one process.
+    """
+    return (
+        f"{checkpoint} was saved by {saved_by} process(es) and goes on with {process_count()}: the "
+        f"same samples of the epoch are done, a step now holds {process_count() * samples} samples."
+    )
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import torch
 from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import RunConfig, difference, load_hypes, to_yaml
 from turbotrain_plugin.engine import checkpoints, exchange
-from turbotrain_plugin.engine.distributed import LostProcess, is_lost, run_together
+from turbotrain_plugin.engine.distributed import go_on, losing_nobody, run_together
 from turbotrain_plugin.engine.dry_run import dry_run
 from turbotrain_plugin.engine.evaluate import evaluate_run
 from turbotrain_plugin.engine.interrupts import Interrupted
@@ -97,20 +97,13 @@ def _train(request: TrainRequest, device: torch.device) -> int:
         dry_run(plan.config, device)
         return 0
     LOG.info("run folder %s, device %s", plan.folder, device)
-    go_on = f"Go on with:  opencood train --resume --model_dir {plan.folder}"
     try:
-        Trainer(plan.config, plan.folder, device).run(resume=plan.resume)
-        _show(plan.config, plan.folder, device, list(plan.overrides))
+        with losing_nobody(plan.folder):
+            Trainer(plan.config, plan.folder, device).run(resume=plan.resume)
+            _show(plan.config, plan.folder, device, list(plan.overrides))
     except Interrupted as stop:
-        LOG.warning("%s: state saved. %s", stop, go_on)
+        LOG.warning("%s: state saved. %s", stop, go_on(plan.folder))
         return stop.exit_code
-    except RuntimeError as error:
-        if process_count() == 1 or not is_lost(error):
-            raise
-        raise LostProcess(
-            f"another process of this run is gone; what it had to say is above. The run's "
-            f"{checkpoints.LAST} is complete. {go_on}"
-        ) from error
     return 0
 
 

@@ -17,7 +17,7 @@ from turbotrain_plugin.engine.collapse import warn_of_collapse
 from turbotrain_plugin.engine.freezing import freeze
 from turbotrain_plugin.engine.interrupts import Interrupted
 from turbotrain_plugin.engine.optim import build_balancer, learning_rate, set_learning_rate
-from turbotrain_plugin.engine.position import Position, RunContext
+from turbotrain_plugin.engine.position import Position, RunContext, another_number
 from turbotrain_plugin.engine.records import LOG, Progress, finite, mean
 from turbotrain_plugin.engine.stages import FINETUNE, PRETRAIN, Stage
 from turbotrain_plugin.engine.step_lines import step_line, step_scalars
@@ -349,14 +349,8 @@ class StageLoop:
         saved_by = int(state.get("processes", 1))
         if saved_by != process_count():
             self.position.spread(saved_by, process_count())
-            LOG.warning(
-                "%s was saved by %d process(es) and goes on with %d: the same samples of the "
-                "epoch are done, a step now holds %d samples.",
-                source,
-                saved_by,
-                process_count(),
-                process_count() * self.stage.batch_size * self._block.accumulate,
-            )
+            samples = self.stage.batch_size * self._block.accumulate
+            LOG.warning("%s", another_number(source, saved_by, samples))
 
     def _close(self) -> None:
         """Record the finished stage; doing so again, after a resume, changes nothing."""

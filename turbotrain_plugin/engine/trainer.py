@@ -15,7 +15,7 @@ from turbotrain_plugin.engine.assembly import build_dataset, build_network, prep
 from turbotrain_plugin.engine.initial import start_from
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
 from turbotrain_plugin.engine.optim import check_methods
-from turbotrain_plugin.engine.position import Position, RunContext
+from turbotrain_plugin.engine.position import Position, RunContext, samples_of_step
 from turbotrain_plugin.engine.records import LOG, Board, MetricsLog
 from turbotrain_plugin.engine.stage_loop import StageLoop
 from turbotrain_plugin.engine.stages import (
@@ -168,22 +168,13 @@ class Trainer:
             samples,
             stage.epoches,
             loop.total_steps,
-            self._samples_a_step(stage),
+            samples_of_step(stage.batch_size, self._config.turbotrain.accumulate),
             parameters / 1e6,
         )
         keys = self._config.turbotrain.balance
         if stage.balance == keys:  # and not a strategy's own, which wants every step
             for warning in loop.balancer.schedule.warnings(loop.total_steps):
                 LOG.warning("%s", warning)
-
-    def _samples_a_step(self, stage: Stage) -> str:
-        """Return the samples of a step: 2, or 8 (2 x 4 processes) where there are more of them."""
-        batches, processes = self._config.turbotrain.accumulate, process_count()
-        factors = [str(stage.batch_size)]
-        factors += [f"{batches} batches"] if batches > 1 else []
-        factors += [f"{processes} processes"] if processes > 1 else []
-        total = str(stage.batch_size * batches * processes)
-        return total if len(factors) == 1 else f"{total} ({' x '.join(factors)})"
 
     def _hand_on(self, loop: StageLoop) -> None:
         """Leave the network of a finished stage for the next one, its heads for the pictures."""

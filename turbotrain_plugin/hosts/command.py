@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbotrain_plugin.config import describes_host, load_tree
-from turbotrain_plugin.hosts.hypes import read
+from turbotrain_plugin.hosts.hypes import HostHypes, read
 from turbotrain_plugin.structures import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from turbotrain_plugin.engine.run import TrainRequest
 
 CONFIG = "config.yaml"
@@ -29,24 +31,56 @@ def is_for_host(hypes: str | None, model_dir: Path | None) -> bool:
         return False
 
 
-def train(request: TrainRequest, *, alone: bool) -> int:
+def train(request: TrainRequest) -> int:
     """Run ``opencood train`` of a host's hypes file; return the exit code.
 
     Args:
         request: The options; ``seed`` takes the place of ``turbotrain.host.seed``.
-        alone: Whether this is the only process.
 
     Raises:
         UserError: On anything the user can mend.
     """
-    from turbotrain_plugin.engine import checkpoints
-    from turbotrain_plugin.engine.assembly import pick_device
+    from turbotrain_plugin.engine.distributed import run_together
+
+    return run_together(lambda device: _train(request, device), request.device)
+
+
+def _train(request: TrainRequest, device: torch.device) -> int:
+    """Do it as one of the processes of a run."""
+    from turbotrain_plugin.balancing.processes import process_count
+    from turbotrain_plugin.engine import exchange
+    from turbotrain_plugin.hosts.dry_run import dry_run
     from turbotrain_plugin.hosts.run import train_host
 
+    hypes = exchange.shared(lambda: hypes_of(request))
     if request.dry_run:
-        raise UserError("--dry-run is for our own networks; a host's model has to be run.")
-    if not alone:
-        raise UserError("A host's model is trained by one process; leave out --gpus and torchrun.")
+        if process_count() > 1:
+            raise UserError("--dry-run measures one process; start it without a launcher.")
+        dry_run(hypes, device)
+        return 0
+    refuse_own_streams(hypes, process_count())
+    return train_host(hypes, request.model_dir, device)
+
+
+def refuse_own_streams(hypes: HostHypes, processes: int) -> None:
+    """Raise UserError where several processes would have to repeat the host's own training."""
+    if processes > 1 and hypes.block.host.random == "host":
+        raise UserError(
+            f"{hypes.source}: turbotrain.host.random is 'host' (so it is without a turbotrain "
+            "block): that repeats the host's own train.py to the bit, which one process does. For "
+            f"{processes} processes set turbotrain.host.random: step; the host's own training in "
+            "several processes is its train.py under torchrun."
+        )
+
+
+def hypes_of(request: TrainRequest) -> HostHypes:
+    """Return the hypes that the options of ``opencood train`` name.
+
+    Raises:
+        UserError: When there are none, or nothing to resume.
+    """
+    from turbotrain_plugin.engine import checkpoints
+
     folder = request.model_dir
     own = folder / CONFIG if folder is not None else None
     file = own if own is not None and own.is_file() else request.hypes
@@ -60,8 +94,7 @@ def train(request: TrainRequest, *, alone: bool) -> int:
     overrides = list(request.overrides)
     if request.half:
         overrides.append("turbotrain.amp=bf16")
-    hypes = read(file, overrides, request.seed)
-    return train_host(hypes, folder, pick_device(request.device))
+    return read(file, overrides, request.seed)
 
 
 def evaluate(
@@ -75,6 +108,8 @@ def evaluate(
 ) -> int:
     """Run ``opencood evaluate`` on the run folder of a host's model; return the exit code.
 
+    Of several processes the first does it.
+
     Args:
         folder: The run folder.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -86,9 +121,14 @@ def evaluate(
     Raises:
         UserError: On anything the user can mend.
     """
-    from turbotrain_plugin.engine.assembly import pick_device
+    from turbotrain_plugin.engine import exchange
+    from turbotrain_plugin.engine.distributed import run_together
     from turbotrain_plugin.hosts.run import evaluate_folder
 
-    hypes = read(folder / CONFIG, overrides)
-    evaluate_folder(hypes, folder, pick_device(device), split=split, epoch=epoch, out=out)
-    return 0
+    def work(place: torch.device) -> int:
+        if exchange.is_main():
+            hypes = read(folder / CONFIG, overrides)
+            evaluate_folder(hypes, folder, place, split=split, epoch=epoch, out=out)
+        return 0
+
+    return run_together(work, device)

@@ -1,16 +1,23 @@
-"""One step of a host's model: the host's forward pass and loss, our backward pass."""
+"""One step of a host's model: the host's forward pass and loss, our backward pass.
+
+In several processes each has a batch of its own. What is reported, and judged to be finite, is the
+mean over them, and so is every gradient: all of them take the step or none does.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from turbotrain_plugin.balancing import BalanceRecord, GradientBalancer
+from turbotrain_plugin.balancing.processes import agree_on_leaves, average_combined
+from turbotrain_plugin.engine import exchange
 from turbotrain_plugin.engine.steps import autocast
 from turbotrain_plugin.hosts.session import Session
 from turbotrain_plugin.hosts.tasks import chosen_tasks, remembered_items
@@ -85,8 +92,8 @@ class HostStep:
     """What a step reports.
 
     Attributes:
-        total: The host's loss.
-        terms: Its terms.
+        total: The host's loss, averaged over the processes.
+        terms: Its terms, likewise.
         taken: Whether the optimiser moved.
         gradient_norm: After combining, before clipping.
         record: What the balancer decided.
@@ -118,7 +125,7 @@ class StepKeys:
 
 def take_step(
     learner: HostLearner,
-    ego: dict[str, Any],
+    ego: dict[str, Any] | None,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     keys: StepKeys,
@@ -129,44 +136,91 @@ def take_step(
     With a plain optimiser the arithmetic is the host's: backward of its total loss, one step. With
     a ``GradientBalancer`` its terms are the tasks. A step that is not finite is not taken, and the
     running statistics are put back.
+
+    Args:
+        learner: What is trained.
+        ego: ``batch['ego']``; None: this process has no batch, another one has.
+        optimizer: Plain, or a ``GradientBalancer``.
+        scaler: For fp16 on a GPU.
+        keys: How steps are taken.
+        generator: Draws masks.
     """
     module = learner.module
+    device = next(module.parameters()).device
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     learner.train_mode()
     module.zero_grad()
     optimizer.zero_grad()
-    with autocast(next(module.parameters()).device, keys.amp):
-        losses = learner.losses(ego, generator)
-    result = HostStep(
-        float(losses.total.detach()), {n: float(v.detach()) for n, v in losses.terms.items()}
-    )
-    if not math.isfinite(result.total):
-        return _refused(result, "non-finite loss", optimizer, buffers)
+    losses = HostLosses(torch.zeros((), device=device), {})
+    if ego is not None:
+        with autocast(device, keys.amp):
+            losses = learner.losses(ego, generator)
+    result, losses = _together(losses)
+    if result.culprit:
+        return _refused(result, optimizer, buffers)
     if isinstance(optimizer, GradientBalancer):
         tasks = chosen_tasks(losses.terms, losses.total, keys.tasks)
         optimizer.backward(tasks, scaler=scaler)
     else:
-        (losses.total if scaler is None else scaler.scale(losses.total)).backward()
+        total = losses.total if scaler is None else scaler.scale(losses.total)
+        if ego is not None:
+            total.backward()
+        _average(optimizer)
     if scaler is not None:
         scaler.unscale_(optimizer)
     result.gradient_norm = _clip(optimizer, keys.clip_norm)
     if not math.isfinite(result.gradient_norm):
         if scaler is not None:
             scaler.update()
-        return _refused(result, "non-finite gradient", optimizer, buffers)
+        result.culprit = "non-finite gradient"
+        return _refused(result, optimizer, buffers)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
     else:
         optimizer.step()
+    exchange.average_statistics(module)
     if isinstance(optimizer, GradientBalancer):
         result.record = optimizer.last_record
     return result
 
 
+def _together(losses: HostLosses) -> tuple[HostStep, HostLosses]:
+    """Return what all processes report, and own losses with the terms that any of them has.
+
+    A term that this process lacks (it has no batch, or nothing the term is about) is a constant
+    zero, and counts as one in the mean.
+    """
+    own = {name: float(value.detach()) for name, value in losses.terms.items()}
+    everyone = exchange.gathered((float(losses.total.detach()), own))
+    totals = [total for total, _ in everyone]
+    names = dict.fromkeys(chain.from_iterable(terms for _, terms in everyone))
+    result = HostStep(
+        sum(totals) / len(totals),
+        {name: sum(terms.get(name, 0.0) for _, terms in everyone) / len(totals) for name in names},
+    )
+    if not math.isfinite(result.total):
+        bad = [str(rank) for rank, total in enumerate(totals) if not math.isfinite(total)]
+        where = f" on process {' and '.join(bad)}" if len(totals) > 1 else ""
+        result.culprit = f"non-finite loss{where}"
+    nothing = losses.total.new_zeros(())
+    return result, HostLosses(losses.total, {n: losses.terms.get(n, nothing) for n in names})
+
+
+def _average(optimizer: torch.optim.Optimizer) -> None:
+    """Average the gradients of a plain backward pass over the processes.
+
+    A parameter unused on a process counts as zero there; one unused on all keeps no gradient.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = {p: p.grad for p in parameters if p.grad is not None}
+    agreed = agree_on_leaves(("loss",), {"loss": tuple(own)}, parameters)
+    for parameter, gradient in average_combined(own, agreed.get("loss", ())).items():
+        parameter.grad = gradient
+
+
 def _refused(
     result: HostStep,
-    culprit: str,
     optimizer: torch.optim.Optimizer,
     buffers: Sequence[tuple[Tensor, Tensor]],
 ) -> HostStep:
@@ -174,7 +228,7 @@ def _refused(
     with torch.no_grad():
         for buffer, before in buffers:
             buffer.copy_(before)
-    result.taken, result.culprit = False, culprit
+    result.taken = False
     return result
 
 

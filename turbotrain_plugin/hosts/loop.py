@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from turbotrain_plugin.balancing import GradientBalancer
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import HostBlock
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
+from turbotrain_plugin.engine.position import another_number, spread
 from turbotrain_plugin.engine.records import (
     LOG,
     Board,
@@ -60,7 +63,8 @@ class HostStage:
         name: In logs and checkpoints.
         index: In the run.
         epoches: Epochs.
-        batch_size: Samples per step.
+        batch_size: Samples per step of a process.
+        steps: Steps of an epoch.
         learner: What is trained.
         optimizer: Plain, or a ``GradientBalancer``.
         rates: Moves the learning rate.
@@ -74,6 +78,7 @@ class HostStage:
     index: int
     epoches: int
     batch_size: int
+    steps: int
     learner: HostLearner
     optimizer: torch.optim.Optimizer
     rates: Rates
@@ -85,17 +90,31 @@ class HostStage:
 
 @dataclass(slots=True)
 class HostRun:
-    """What all stages of a host's run share."""
+    """What all stages of a host's run share; only the first process has a log, and writes files."""
 
     session: Session
     block: HostBlock
     folder: Path
     device: torch.device
     stop: StopRequest
-    log: MetricsLog
+    log: MetricsLog | None
     board: Board
     workers: int
     records: list[dict[str, Any]]
+
+    def asked_to_stop(self) -> int:
+        """Return the signal that came to this process or another one, 0 when none did."""
+        return exchange.largest(self.stop.signal_number or 0)
+
+    def stop_if_asked(self) -> None:
+        """Leave when a signal has come; call it where ``last.ckpt`` holds the position.
+
+        Raises:
+            Interrupted: On all processes.
+        """
+        number = self.asked_to_stop()
+        if number:
+            raise Interrupted(number)
 
 
 class HostLoop:
@@ -110,7 +129,6 @@ class HostLoop:
         self._scaler = torch.amp.GradScaler("cuda") if fp16_on_gpu else None
         self._generator = torch.Generator(device=run.device)
         self._own_streams = run.block.host.random == "host"
-        self._steps = len(stage.train_loader)
         self._seed: tuple[int | str, ...] = (run.block.host.seed, stage.name)
         self._keys = StepKeys(run.block.host.tasks, run.block.amp, run.block.clip_norm)
 
@@ -124,8 +142,8 @@ class HostLoop:
             UserError: When steps stay non-finite.
         """
         position, stage = self.position, self._stage
-        total = self._steps * stage.epoches
-        with Progress(stage.name, total, position.stage_step) as progress:
+        done = stage.steps * position.epoch + position.batch
+        with Progress(stage.name, stage.steps * stage.epoches, done) as progress:
             while position.epoch < stage.epoches:
                 self._epoch(progress)
         self._close()
@@ -138,25 +156,29 @@ class HostLoop:
         if position.batch == 0:
             stage.rates.epoch_begins(position.epoch)
         begin = time.monotonic()
-        for batch in self._batches():
-            done = position.batch
-            position.batch += 1
-            if self._host.skips(batch):
-                continue
-            result = self._step(batch, done)
-            now = time.monotonic()
-            position.seconds += now - begin
-            self._record(result, now - begin)
-            progress.advance(f"epoch {position.epoch + 1}/{stage.epoches}  loss {result.total:.4f}")
-            begin = now
-            self._after_step()
+        with closing(self._batches()) as batches:
+            for batch in batches:
+                done = position.batch
+                position.batch += 1
+                mine = not self._host.skips(batch)
+                if not exchange.largest(mine):  # no process has one
+                    continue
+                result = self._step(batch if mine else None, done)
+                now = time.monotonic()
+                position.seconds += now - begin
+                self._record(result, now - begin)
+                progress.advance(
+                    f"epoch {position.epoch + 1}/{stage.epoches}  loss {result.total:.4f}"
+                )
+                begin = now
+                self._after_step()
         self._end_epoch()
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Generator[Any, None, None]:
         position, stage = self.position, self._stage
         if self._own_streams:
-            return iter(stage.train_loader)
-        return iter(
+            return randomness.walk(stage.train_loader)
+        return randomness.walk(
             randomness.seeded_loader(
                 stage.train_set,
                 stage.batch_size,
@@ -173,14 +195,14 @@ class HostLoop:
         if not self._own_streams:
             randomness.seed_all(seed)
 
-    def _step(self, batch: dict[str, Any], done: int) -> HostStep:
+    def _step(self, batch: dict[str, Any] | None, done: int) -> HostStep:
         position, stage = self.position, self._stage
-        self._seed_step("step", position.stage_step)
+        own = (exchange.rank(),) if exchange.rank() else ()
+        self._seed_step("step", position.stage_step, *own)
         stage.rates.step_begins(position.epoch, done)
-        moved = self._run.session.modules.train_utils.to_device(batch, self._run.device)
-        self._host.tell_epoch(moved, position.epoch)
+        ego = None if batch is None else self._moved(batch)
         result = take_step(
-            stage.learner, moved["ego"], stage.optimizer, self._scaler, self._keys, self._generator
+            stage.learner, ego, stage.optimizer, self._scaler, self._keys, self._generator
         )
         if result.culprit:
             result.culprit += f" in batch {done + 1} of epoch {position.epoch + 1}"
@@ -188,6 +210,13 @@ class HostLoop:
         position.stage_step += 1
         position.global_step += 1
         return result
+
+    def _moved(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return ``batch['ego']`` on the device, as the host hands it to its model."""
+        moved = self._run.session.modules.train_utils.to_device(batch, self._run.device)
+        self._host.tell_epoch(moved, self.position.epoch)
+        ego: dict[str, Any] = moved["ego"]
+        return ego
 
     def _record(self, result: HostStep, seconds: float) -> None:
         position, stage = self.position, self._stage
@@ -207,7 +236,8 @@ class HostLoop:
         if result.record is not None and result.record.balanced:
             assert isinstance(stage.optimizer, GradientBalancer)
             line |= balance_line(result.record, stage.optimizer.window)
-        self._run.log.write(line)
+        if self._run.log is not None:
+            self._run.log.write(line)
         scalars = {f"{stage.name}/{name}": value for name, value in result.terms.items()}
         scalars |= {f"{stage.name}/loss": result.total, f"{stage.name}/lr": line["lr"]}
         self._run.board.scalars(scalars, position.global_step)
@@ -226,19 +256,13 @@ class HostLoop:
         position.last_losses = [*position.last_losses, result.total][-_LOSS_WINDOW:]
 
     def _after_step(self) -> None:
-        stopping = self._run.stop.signal_number is not None
         every = self._run.block.logging.save_steps
-        if self._own_streams:
-            if stopping:  # last.ckpt holds the last epoch's end
-                raise Interrupted(self._run.stop.signal_number or 0)
-            return
-        if stopping or (every and self.position.stage_step % every == 0):
+        number = self._run.asked_to_stop()
+        due = number or (every and self.position.stage_step % every == 0)
+        if due and not self._own_streams:  # else last.ckpt holds the last epoch's end
             self.save()
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self._run.stop.signal_number is not None:
-            raise Interrupted(self._run.stop.signal_number)
+        if number:
+            raise Interrupted(number)
 
     def _end_epoch(self) -> None:
         position, stage, params = self.position, self._stage, self._stage.hypes["train_params"]
@@ -246,47 +270,66 @@ class HostLoop:
         if validated and position.epoch % params["save_freq"] == 0:
             self._keep_epoch(position.epoch + 1)
         if validated and position.epoch % params["eval_freq"] == 0:
+            if not self._own_streams:
+                self.save()  # a validation may be long: whoever stops it goes on right before it
             self._validate()
         stage.rates.epoch_ends(position.epoch)
         position.epoch += 1
         position.batch = 0
         self.save()
-        self._stop_if_asked()
+        self._run.stop_if_asked()
 
     # --------------------------------------------------------------------------------- validation
 
     def _validate(self) -> None:
-        """Log the host's own measure, its mean loss over the validation set."""
+        """Log the host's own measure, its mean loss over the validation set.
+
+        The first process alone computes it, to the numbers of one process; the others ask with it
+        whether to stop, and so know that it is there.
+        """
         stage, position = self._stage, self.position
-        assert stage.validation_loader is not None
         self._seed_step("validation", position.epoch)
-        module, losses = stage.learner.module, []
-        with torch.no_grad():
-            for batch in stage.validation_loader:
-                if batch is None:
-                    continue
-                module.eval()
-                moved = self._run.session.modules.train_utils.to_device(batch, self._run.device)
-                self._host.tell_epoch(moved, position.epoch)
-                losses.append(
-                    float(stage.learner.losses(moved["ego"], self._generator).total.detach())
-                )
+        losses: list[float] = []
+        with closing(self._validation_batches()) as batches, torch.no_grad():
+            for batch in batches:
+                if not self._own_streams:
+                    self._run.stop_if_asked()
+                if batch is not None:
+                    stage.learner.module.eval()
+                    found = stage.learner.losses(self._moved(batch), self._generator)
+                    losses.append(float(found.total.detach()))
+        if self._run.log is not None:
+            self._judge(losses, self._run.log)
+
+    def _validation_batches(self) -> Generator[Any, None, None]:
+        """Yield the host's batches; on other processes than the first as many None."""
+        loader = self._stage.validation_loader
+        assert loader is not None
+        if exchange.is_main():
+            return randomness.walk(loader)
+        return (None for _ in range(len(loader)))
+
+    def _judge(self, losses: list[float], log: MetricsLog) -> None:
+        """Log a validation, and keep the weights when it is the best so far."""
+        stage, position = self._stage, self.position
         if not losses:
             LOG.warning("the validation set holds no full batch: nothing was validated.")
             return
         value = statistics.mean(losses)
         record = {"event": "validation", "stage": stage.name, "step": position.global_step}
-        self._run.log.write({**record, "epoch": position.epoch + 1, "loss": value})
+        log.write({**record, "epoch": position.epoch + 1, "loss": value})
         self._run.board.scalars({"validation/loss": value}, position.global_step)
         best = position.best is None or value < position.best
         if best:
             position.best = value
-            state = {"format": checkpoints.FORMAT, "model": module.state_dict()}
+            state = {"format": checkpoints.FORMAT, "model": stage.learner.module.state_dict()}
             checkpoints.save(self._run.folder / checkpoints.BEST, state)
         mark = "  (best so far)" if best else ""
         LOG.info("validation after epoch %d: loss %.4f%s", position.epoch + 1, value, mark)
 
     def _keep_epoch(self, number: int) -> None:
+        if not exchange.is_main():
+            return
         folder = self._run.folder
         path = folder / f"net_epoch{number}.pth"
         checkpoints.save(path, self._stage.learner.module.state_dict())
@@ -298,7 +341,9 @@ class HostLoop:
     # -------------------------------------------------------------------------------- checkpoints
 
     def save(self) -> None:
-        """Write ``last.ckpt``: everything needed to go on exactly."""
+        """Write ``last.ckpt``: everything needed to go on exactly; the same on all processes."""
+        if self._run.log is None:
+            return
         stage = self._stage
         state = {
             "format": checkpoints.FORMAT,
@@ -311,6 +356,8 @@ class HostLoop:
             "metrics_bytes": self._run.log.position(),
             "streams": randomness.streams() if self._own_streams else {},
         }
+        if process_count() > 1:
+            state["processes"] = process_count()
         checkpoints.save(self._run.folder / checkpoints.LAST, state)
 
     def restore(self, state: checkpoints.State) -> None:
@@ -321,7 +368,11 @@ class HostLoop:
         self._stage.rates.load_state_dict(state["rates"])
         if self._scaler is not None and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
-        self.position = HostPosition(**state["position"])
+        self.position = position = HostPosition(**state["position"])
+        saved_by = int(state.get("processes", 1))
+        if saved_by != process_count():
+            position.batch = spread(position.batch, saved_by, process_count())
+            LOG.warning("%s", another_number(source, saved_by, self._stage.batch_size))
         if state["streams"]:
             randomness.restore_streams(state["streams"])
 

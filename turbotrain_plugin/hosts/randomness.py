@@ -1,15 +1,22 @@
-"""Random numbers of a host's run: by step, exact to resume anywhere, or the host's own streams."""
+"""Random numbers of a host's run: by step, exact to resume anywhere, or the host's own streams.
+
+Drawn by step, the order of an epoch is one permutation of all samples. Batch n of all processes
+together is its n-th piece, so N processes with batch b see in a step what one with batch N b sees.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from turbotrain_plugin.balancing.processes import process_count
+from turbotrain_plugin.data.loader import prepare_worker
+from turbotrain_plugin.engine import exchange
 from turbotrain_plugin.engine.assembly import derive_seed
 
 
@@ -62,11 +69,13 @@ class SeededSamples(Dataset[Any]):
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of one epoch as lists of (epoch, index), shuffled by seed and epoch, last cut off.
+    """This process's batches of an epoch as lists of (epoch, index), shuffled by seed and epoch.
+
+    All processes have equally many; samples that make no batch for each are left out.
 
     Args:
         samples: Samples of the data set.
-        batch_size: Samples per batch.
+        batch_size: Samples per batch of this process.
         epoch: Which epoch.
         start: Batches that are done.
         parts: What else the seed depends on.
@@ -77,9 +86,11 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
     ) -> None:
         generator = torch.Generator().manual_seed(derive_seed(*parts, "order", epoch))
         order: list[int] = torch.randperm(samples, generator=generator).tolist()
+        rank, processes = exchange.rank(), process_count()
+        piece = batch_size * processes
         self._batches = [
-            [(epoch, index) for index in order[first : first + batch_size]]
-            for first in range(0, samples - batch_size + 1, batch_size)
+            [(epoch, index) for index in order[first + rank : first + piece : processes]]
+            for first in range(0, samples - piece + 1, piece)
         ][start:]
 
     def __len__(self) -> int:
@@ -97,11 +108,11 @@ def seeded_loader(
     workers: int,
     *parts: int | str,
 ) -> DataLoader[Any]:
-    """Return the rest of an epoch, the same whenever it is asked for.
+    """Return this process's rest of an epoch, the same whenever it is asked for.
 
     Args:
         dataset: The host's.
-        batch_size: Samples per batch.
+        batch_size: Samples per batch of this process.
         epoch: Which epoch.
         start: Batches that are done.
         workers: Processes.
@@ -112,4 +123,19 @@ def seeded_loader(
         batch_sampler=EpochOrder(len(dataset), batch_size, epoch, start, *parts),
         num_workers=workers,
         collate_fn=dataset.collate_batch_train,
+        worker_init_fn=prepare_worker,
     )
+
+
+def walk(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """Yield a loader's batches; close it to end the loader's processes, in the middle too.
+
+    They are deaf to SIGTERM, by which Python would end at exit those of a walk that was left.
+    """
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        shut_down = getattr(batches, "_shutdown_workers", None)  # torch has no public way
+        if shut_down is not None:
+            shut_down()

@@ -8,7 +8,7 @@ import torch
 
 from turbotrain_plugin.config import SchedulerConfig
 from turbotrain_plugin.engine.optim import learning_rate, set_learning_rate
-from turbotrain_plugin.hosts.base import Host
+from turbotrain_plugin.hosts.base import COSINE, Host
 
 
 class Rates(Protocol):
@@ -65,13 +65,20 @@ class HostRates:
         self._host.epoch_ends(self._scheduler, epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plain numbers of the schedule; the rest is made from the hypes."""
+        """Return the plain numbers of the schedule; the rest is made from the hypes.
+
+        Nothing of a cosine: its rate follows from the number of the update, and its length from
+        the number of processes.
+        """
+        if self._hypes["lr_scheduler"]["core_method"] == COSINE:
+            return {}
         state = self._scheduler.state_dict()
         return {key: value for key, value in state.items() if isinstance(value, int | float | list)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned."""
-        self._scheduler.load_state_dict(state)
+        if state:
+            self._scheduler.load_state_dict(state)
 
 
 class OurRates:

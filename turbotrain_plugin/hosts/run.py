@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.balancing.processes import process_count
+from turbotrain_plugin.engine import checkpoints, exchange
+from turbotrain_plugin.engine.distributed import losing_nobody
 from turbotrain_plugin.engine.interrupts import Interrupted, StopRequest
+from turbotrain_plugin.engine.position import samples_of_step
 from turbotrain_plugin.engine.records import (
     LOG,
     Board,
@@ -31,12 +34,14 @@ from turbotrain_plugin.hosts.stages import StageMaker, make_data
 from turbotrain_plugin.structures import UserError
 
 
-def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> int:
+def train_host(hypes: HostHypes, given: Path | None, device: torch.device) -> int:
     """Train a host's model and evaluate it; return the exit code.
+
+    In several processes all call it; the first alone reads and writes files, and evaluates.
 
     Args:
         hypes: The file.
-        folder: A run folder to go on in; None: a new one.
+        given: A run folder to go on in; None: a new one.
         device: Where to compute.
 
     Raises:
@@ -46,12 +51,8 @@ def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> i
         torch.set_num_threads(hypes.block.threads)
     root = locate(hypes.block.host.root)
     host = host_named(hypes.block.host.name, root)
-    if folder is None:
-        folder = new_folder(Path(hypes.block.logging.log_dir), hypes.name)
-        write_json(folder / "env.json", environment())
-    if not (folder / "config.yaml").is_file():
-        write_text(folder / "config.yaml", hypes.text())
-    with enter(host, root) as session:
+    folder = exchange.shared(lambda: _folder(hypes, given))
+    with losing_nobody(folder), enter(host, root) as session:
         LOG.info("run folder %s, device %s, %s in %s", folder, device, host.title, root)
         LOG.info("shims in force: %s", ", ".join(session.shims))
         try:
@@ -59,31 +60,46 @@ def train_host(hypes: HostHypes, folder: Path | None, device: torch.device) -> i
         except Interrupted as stop:
             LOG.warning("%s: go on with:  opencood train --resume --model_dir %s", stop, folder)
             return stop.exit_code
-        if hypes.block.host.evaluate:
+        if hypes.block.host.evaluate and exchange.is_main():
             evaluate_model(session, hypes, parsed, model, folder)
     return 0
+
+
+def _folder(hypes: HostHypes, given: Path | None) -> Path:
+    """Return the run folder, made where there is none."""
+    folder = given
+    if folder is None:
+        folder = new_folder(Path(hypes.block.logging.log_dir), hypes.name)
+        write_json(folder / "env.json", environment())
+    if not (folder / "config.yaml").is_file():
+        write_text(folder / "config.yaml", hypes.text())
+    return folder
 
 
 def _train(
     session: Session, hypes: HostHypes, folder: Path, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    last = folder / checkpoints.LAST
-    state = checkpoints.load_run_state(last) if last.is_file() else None
+    state = exchange.shared(lambda: _saved(folder))
     start = HostPosition(**state["position"]) if state else HostPosition()
     randomness.seed_all(hypes.block.host.seed)
     parsed = hypes.parsed(session.host, session.modules)
     data = make_data(session, hypes, parsed)
     maker = StageMaker(session, hypes, parsed, data, folder, device)
-    with StopRequest() as stop:
+    is_main = exchange.is_main()
+    with StopRequest(patient=process_count() > 1) as stop:
         run = HostRun(
             session=session,
             block=hypes.block,
             folder=folder,
             device=device,
             stop=stop,
-            log=MetricsLog(folder, int(state["metrics_bytes"]) if state else 0),
+            log=MetricsLog(folder, int(state["metrics_bytes"]) if state else 0)
+            if is_main
+            else None,
             board=Board(
-                folder, enabled=hypes.block.logging.tensorboard, purge_step=start.global_step + 1
+                folder,
+                enabled=is_main and hypes.block.logging.tensorboard,
+                purge_step=start.global_step + 1,
             ),
             workers=data.train_loader.num_workers,
             records=list(state["stage_records"]) if state else [],
@@ -91,16 +107,32 @@ def _train(
         try:
             for index in range(start.stage, len(maker.names)):
                 model = _run_stage(maker, index, run, state if index == start.stage else None)
+                run.stop_if_asked()
         finally:
-            run.log.close()
+            if run.log is not None:
+                run.log.close()
             run.board.close()
     return model, parsed
+
+
+def _saved(folder: Path) -> checkpoints.State | None:
+    last = folder / checkpoints.LAST
+    return checkpoints.load_run_state(last) if last.is_file() else None
 
 
 def _run_stage(
     maker: StageMaker, index: int, run: HostRun, state: checkpoints.State | None
 ) -> nn.Module:
     stage, model = maker.make(index, fresh=state is None)
+    exchange.synchronise(stage.learner.module)
+    LOG.info(
+        "stage %s: %d samples, %d epochs, %d steps of %s",
+        stage.name,
+        len(stage.train_set),
+        stage.epoches,
+        stage.steps * stage.epoches,
+        samples_of_step(stage.batch_size),
+    )
     taken = sum(record["steps"] for record in run.records) if index else 0
     loop = HostLoop(stage, run, HostPosition(stage=index, global_step=taken))
     if state is not None:

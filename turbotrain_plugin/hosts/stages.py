@@ -12,8 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from turbotrain_plugin.balancing import GradientBalancer, ScheduleWarning
+from turbotrain_plugin.balancing.processes import process_count
 from turbotrain_plugin.config import BalanceConfig
-from turbotrain_plugin.engine import checkpoints
+from turbotrain_plugin.data.loader import prepare_worker
+from turbotrain_plugin.engine import checkpoints, exchange
 from turbotrain_plugin.engine.assembly import derive_seed
 from turbotrain_plugin.engine.optim import build_optimizer
 from turbotrain_plugin.engine.records import LOG
@@ -40,6 +42,8 @@ class HostData:
     validation_set: Any
     train_loader: DataLoader[Any]
     validation_loader: DataLoader[Any]
+    steps: int
+    """Of an epoch: batches that every process has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,16 @@ class StageMaker:
 
     def leave(self, model: nn.Module, name: str) -> None:
         """Keep the model of a finished stage for the next."""
+        if not exchange.is_main():
+            return
         state = {"format": checkpoints.FORMAT, "model": model.state_dict()}
         checkpoints.save(checkpoints.stage_weights(self.folder, name), state)
 
     def _transfer(self, model: nn.Module) -> None:
         keys = self.hypes.block.pretrain
         paths = module_paths(self.parsed["model"]["core_method"], model, keys.modules)
-        source = checkpoints.load(checkpoints.stage_weights(self.folder, PRETRAIN))
+        left = checkpoints.stage_weights(self.folder, PRETRAIN)
+        source = exchange.shared(lambda: checkpoints.load(left))
         named = {path: model.get_submodule(path) for path in (*paths.encoder, *paths.fusion)}
         target: Any = model
         report = transfer_weights(
@@ -106,7 +113,7 @@ class StageMaker:
         LOG.info("%s", report.table())
 
     def _pretrain(self, index: int, model: nn.Module) -> HostStage:
-        keys, steps = self.hypes.block.pretrain, len(self.data.train_loader)
+        keys, steps = self.hypes.block.pretrain, self.data.steps
         paths = module_paths(self.parsed["model"]["core_method"], model, keys.modules)
         first = self.data.train_set.collate_batch_train([self.data.train_set[0]])
         ego = self.session.modules.train_utils.to_device(first, self.device)["ego"]
@@ -119,6 +126,7 @@ class StageMaker:
             index=index,
             epoches=keys.epoches,
             batch_size=int(self.parsed["train_params"]["batch_size"]),
+            steps=steps,
             learner=learner,
             optimizer=optimizer,
             rates=OurRates(optimizer, keys.lr_scheduler, keys.optimizer.lr, keys.epoches, steps),
@@ -130,7 +138,7 @@ class StageMaker:
 
     def _tasks(self, index: int, model: nn.Module) -> HostStage:
         parsed, block, session = self.parsed, self.hypes.block, self.session
-        steps, epoches = len(self.data.train_loader), int(parsed["train_params"]["epoches"])
+        steps, epoches = self.data.steps, int(parsed["train_params"]["epoches"])
         learner = TaskLearner(session, parsed, model, self.data.train_set)
         optimizer = session.modules.train_utils.setup_optimizer(parsed, model)
         scheduler = session.host.make_scheduler(session.modules, parsed, optimizer, steps)
@@ -140,6 +148,7 @@ class StageMaker:
             index=index,
             epoches=epoches,
             batch_size=int(parsed["train_params"]["batch_size"]),
+            steps=steps,
             learner=learner,
             optimizer=_balancer(optimizer, model, block.balance, steps * epoches)
             if balanced
@@ -169,6 +178,7 @@ def make_data(session: Session, hypes: HostHypes, parsed: dict[str, Any]) -> Hos
         batch_size=size,
         num_workers=keys.workers if wanted < 0 else wanted,
         collate_fn=train_set.collate_batch_train,
+        worker_init_fn=prepare_worker,
         shuffle=True,
         pin_memory=pin,
         drop_last=True,
@@ -178,16 +188,19 @@ def make_data(session: Session, hypes: HostHypes, parsed: dict[str, Any]) -> Hos
         batch_size=size,
         num_workers=keys.validation_workers if wanted < 0 else wanted,
         collate_fn=train_set.collate_batch_train,
+        worker_init_fn=prepare_worker,
         shuffle=keys.shuffle_validation,
         pin_memory=pin,
         drop_last=True,
     )
-    if not len(train_loader):
+    steps = len(train_set) // (size * process_count())
+    if not steps:
+        several = f" for each of {process_count()} processes" if process_count() > 1 else ""
         raise UserError(
             f"{parsed['root_dir']}: {len(train_set)} frames make no batch of {size} "
-            "(train_params.batch_size)."
+            f"(train_params.batch_size){several}."
         )
-    return HostData(train_set, validation_set, train_loader, validation_loader)
+    return HostData(train_set, validation_set, train_loader, validation_loader, steps)
 
 
 def _balancer(

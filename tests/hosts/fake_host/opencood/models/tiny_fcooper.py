@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class Encoder(nn.Module):
-    def __init__(self, channels: int, grid: list[int]) -> None:
+    def __init__(self, channels: int, grid: list[int], normed: bool) -> None:
         super().__init__()
         self.width, self.height = grid
         self.lift = nn.Linear(4, channels)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = nn.BatchNorm2d(channels) if normed else nn.Identity()
 
     def forward(self, lidar: dict[str, Tensor], agents: int) -> Tensor:
         counts = lidar["voxel_num_points"].clamp(min=1).unsqueeze(1)
@@ -36,7 +36,7 @@ class TinyFCooper(nn.Module):
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__()
         channels = args["channels"]
-        self.encoder = Encoder(channels, args["grid_size"])
+        self.encoder = Encoder(channels, args["grid_size"], args.get("norm", True))
         self.fusion_net = MaxFusion()
         self.dropout = nn.Dropout(args.get("dropout", 0.0))
         self.neck = nn.Conv2d(channels, channels, 3, padding=1)
