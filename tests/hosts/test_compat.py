@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import sys
 import types
@@ -26,6 +27,7 @@ from turbotrain_plugin.hosts.compat.loading import parsed, read_hypes, safe_load
 from turbotrain_plugin.hosts.compat.missing import DISCO_FUSE
 from turbotrain_plugin.hosts.compat.overlaps import bbox_overlaps
 from turbotrain_plugin.hosts.compat.packages import StandIn
+from turbotrain_plugin.hosts.compat.processes import FORKED_LOADERS
 from turbotrain_plugin.hosts.session import enter, said_plainly
 from turbotrain_plugin.structures import UserError
 
@@ -271,3 +273,16 @@ def test_disconet_s_weight_layer_stands_in_only_where_it_was_left_out(
         assert [tuple(shape) for shape in widths] == [(128, 32), (32, 128), (8, 32), (1, 8)]
     (folder / "disco_fuse.py").write_text("", encoding="utf-8")
     assert not DISCO_FUSE.needed()
+
+
+def test_loader_processes_are_forked_around_a_host_alone() -> None:
+    before = multiprocessing.get_start_method(allow_none=True)
+    try:
+        multiprocessing.set_start_method("spawn", force=True)
+        assert FORKED_LOADERS.needed()
+        with FORKED_LOADERS.applied():
+            assert multiprocessing.get_start_method() == "fork"
+            assert not FORKED_LOADERS.needed()
+        assert multiprocessing.get_start_method() == "spawn"
+    finally:
+        multiprocessing.set_start_method(before, force=True)

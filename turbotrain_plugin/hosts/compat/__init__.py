@@ -19,6 +19,7 @@ from turbotrain_plugin.hosts.compat.loading import CHECKPOINTS
 from turbotrain_plugin.hosts.compat.missing import DISCO_FUSE
 from turbotrain_plugin.hosts.compat.overlaps import BOX_OVERLAPS
 from turbotrain_plugin.hosts.compat.packages import PACKAGES
+from turbotrain_plugin.hosts.compat.processes import FORKED_LOADERS
 from turbotrain_plugin.hosts.compat.sparse import PIXEL_UNSHUFFLE, SPCONV_CPU
 
 SHIMS: Final[dict[str, Shim]] = {
@@ -32,6 +33,7 @@ SHIMS: Final[dict[str, Shim]] = {
         PIXEL_UNSHUFFLE,
         BOX_OVERLAPS,
         DISCO_FUSE,
+        FORKED_LOADERS,
         CHECKPOINTS,
     )
 }
