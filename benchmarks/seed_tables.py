@@ -204,6 +204,7 @@ def main() -> None:
     """Train what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="+", choices=[*TABLES])
+    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="these rows alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epoches", type=int, default=2, help="fine-tuning, 360 steps each")
     parser.add_argument("--cycle", type=int, nargs=2, default=(120, 60), metavar=("FREE", "BAL"))
@@ -212,6 +213,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the result files (default: OUT)")
     options = parser.parse_args()
     length = budget(options.epoches, tuple(options.cycle))
+    if options.rows:
+        for name, rows in TABLES.items():
+            TABLES[name] = tuple(row for row in rows if row.label in options.rows)
     common = [*length, f"test_dir={test_scenes(options.out)}"]
     folders = {
         (name, row.label, seed): prepare(row, seed, common, options.out)
