@@ -227,6 +227,13 @@ def _distillation(config: RunConfig) -> Iterator[str]:
 
 def _training(config: RunConfig) -> Iterator[str]:
     block = config.turbotrain
+    flows = config.model.args.fusion.core_method == "ffnet" and config.wild_setting.async_
+    if block.sync_batchnorm and flows:
+        yield (
+            "turbotrain.sync_batchnorm and ffnet under wild_setting.async would wait for ever: the "
+            "flow network runs on those processes alone to which a message came late. Leave out "
+            "one of the three."
+        )
     if block.pretrain.points.z_scale <= 0:
         scale = block.pretrain.points.z_scale
         yield f"turbotrain.pretrain.points.z_scale must be positive. Found {scale}."

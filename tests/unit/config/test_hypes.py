@@ -311,6 +311,18 @@ def test_configuration_is_frozen() -> None:
         RunConfig().seed = 3  # type: ignore[misc]
 
 
+def test_normalising_together_where_some_processes_skip_a_network_is_refused() -> None:
+    keys = [
+        "turbotrain.sync_batchnorm=true",
+        "model.args.fusion.core_method=ffnet",
+        "wild_setting={async: true, async_overhead: 200}",
+    ]
+    with pytest.raises(UserError, match="would wait for ever"):
+        load_hypes("turbotrain_v2xpnp.yaml", keys)
+    for key in keys:
+        load_hypes("turbotrain_v2xpnp.yaml", [other for other in keys if other != key])
+
+
 def test_patience_without_validation_is_refused() -> None:
     keys = ["train_params.eval_freq=0", "turbotrain.patience=3"]
     with pytest.raises(UserError, match="patience needs validations"):
