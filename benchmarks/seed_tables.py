@@ -5,8 +5,10 @@
 
 Every row is one hypes file with overrides, trained from scratch once per seed on the scenes of the
 preset `tiny`, all with the same number of steps, and measured on the training scenes of the same
-preset made from another seed, which no setting was chosen on. A run that is complete is not
-repeated; one that was interrupted goes on. Rows that several tables share are trained once.
+preset made from another seed: another junction, which no setting was chosen on. ``--known`` adds 24
+unseen scenes of the junction that was trained on, since all scenes of one seed lie there. A run
+that is complete is not repeated; one that was interrupted goes on. Rows that several tables share
+are trained once.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import write_result
 from turbotrain_plugin.config import load_hypes, to_yaml
+from turbotrain_plugin.synthetic import PRESETS, generate
 
 TEST_SEED = 101
+KNOWN = "known_junction"
 TINY = "turbotrain_v2xpnp_tiny.yaml"
 
 
@@ -134,6 +138,30 @@ def train(folder: Path) -> None:
         )
 
 
+def known_junction(out: Path) -> Path:
+    """Return 24 test scenes after the training and validation scenes of `tiny`."""
+    root, name = out / "tiny_more", "tiny_more"
+    PRESETS[name] = replace(PRESETS["tiny"], name=name, scenes=(*PRESETS["tiny"].scenes[:2], 24))
+    generate(name, root, seed=0, workers=1)
+    return root / "test"
+
+
+def evaluate_known(folder: Path, scenes: Path) -> None:
+    """Evaluate a finished run on the known junction, into a folder of its own."""
+    out = folder / KNOWN
+    if (out / "results.json").is_file():
+        return
+    command = [sys.executable, "-m", "turbotrain_plugin", "evaluate", "--model_dir", str(folder)]
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        subprocess.run(
+            [*command, "--device", "cpu", "--out", str(out), "-o", f"test_dir={scenes}"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            check=True,
+        )
+
+
 def test_scenes(out: Path) -> Path:
     """Return scenes that no setting was chosen on, made on first use."""
     root = out / f"tiny_seed_{TEST_SEED}"
@@ -208,6 +236,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epoches", type=int, default=2, help="fine-tuning, 360 steps each")
     parser.add_argument("--cycle", type=int, nargs=2, default=(120, 60), metavar=("FREE", "BAL"))
+    parser.add_argument("--known", action="store_true", help="measure on the known junction too")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("logs/seed_tables"))
     parser.add_argument("--results", type=Path, help="folder of the result files (default: OUT)")
@@ -223,24 +252,35 @@ def main() -> None:
         for name in options.tables
         for row in TABLES[name]
     }
+    runs = list(dict.fromkeys(folders.values()))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(train, dict.fromkeys(folders.values())))
+        list(pool.map(train, runs))
+    places = [""]
+    if options.known:
+        scenes = known_junction(options.out)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(lambda folder: evaluate_known(folder, scenes), runs))
+        places.append(KNOWN)
     for name in options.tables:
-        results = {
-            row.label: [
-                json.loads((folders[name, row.label, seed] / "results.json").read_text())
-                for seed in options.seeds
-            ]
-            for row in TABLES[name]
-        }
-        lines = table(TABLES[name], results)
-        config = {"seeds": options.seeds, "common": length, "test_seed": TEST_SEED}
-        config["rows"] = {r.label: [r.hypes, *r.overrides] for r in TABLES[name]}
-        place = options.results or options.out
-        path = write_result(place, f"seeds_{name}", config, {"rows": lines})
-        text = markdown(lines)
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        sys.stdout.write(text)
+        for place in places:
+            config = {"seeds": options.seeds, "common": length, "test_seed": TEST_SEED}
+            config["rows"] = {r.label: [r.hypes, *r.overrides] for r in TABLES[name]}
+            config["measured on"] = place or "another junction"
+            results = {
+                row.label: [
+                    json.loads(
+                        (folders[name, row.label, seed] / place / "results.json").read_text()
+                    )
+                    for seed in options.seeds
+                ]
+                for row in TABLES[name]
+            }
+            lines = table(TABLES[name], results)
+            title = f"seeds_{name}_{place}".rstrip("_")
+            path = write_result(options.results or options.out, title, config, {"rows": lines})
+            text = markdown(lines)
+            path.with_suffix(".md").write_text(text, encoding="utf-8")
+            sys.stdout.write(f"{name}, {place or 'another junction'}\n{text}")
 
 
 if __name__ == "__main__":
