@@ -308,8 +308,9 @@ def test_late_fusion_joins_the_objects_of_all_agents(file: Path, session: Sessio
     assert len(boxes) == len(scores) == len(truth)
 
 
-def test_the_host_s_own_script_arguments_pass(fake_host: Path, file: Path, tmp_path: Path) -> None:
-    """A script of the host called without a run folder's options stays the host's."""
+def test_a_launched_script_refuses_several_stages(
+    fake_host: Path, file: Path, tmp_path: Path
+) -> None:
     with (
         enter(host_named("auto", fake_host), fake_host) as session,
         pytest.raises(UserError, match="one stage"),

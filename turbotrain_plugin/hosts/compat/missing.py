@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from torch import Tensor, nn
 
 from turbotrain_plugin.hosts.compat.base import Shim
-from turbotrain_plugin.hosts.compat.packages import StandIn, modules
+from turbotrain_plugin.hosts.compat.packages import supplied
 
 _WIDTHS: Final = (128, 32, 8, 1)
 _FOLDER: Final = Path("opencood") / "models" / "fuse_modules"
@@ -55,18 +52,9 @@ def _left_out() -> bool:
     )
 
 
-@contextmanager
-def _disco_fuse() -> Iterator[None]:
-    found: dict[str, types.ModuleType] = {
-        _MODULE: StandIn(_MODULE, {"PixelWeightLayer": PixelWeightLayer})
-    }
-    with modules(found):
-        yield
-
-
 DISCO_FUSE: Final = Shim(
     "missing.disco_fuse",
     "HEAL imports DiscoNet's weight layer from a file that is not in it; ours, from the paper.",
     _left_out,
-    _disco_fuse,
+    lambda: supplied(_MODULE, {"PixelWeightLayer": PixelWeightLayer}),
 )

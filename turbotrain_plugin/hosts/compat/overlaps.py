@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbotrain_plugin.hosts.compat.base import Shim
-from turbotrain_plugin.hosts.compat.packages import StandIn, modules
+from turbotrain_plugin.hosts.compat.packages import supplied
 
 _MODULE: Final = "opencood.utils.box_overlaps"
 
@@ -44,18 +41,9 @@ def _not_built() -> bool:
     return not any((f / f"box_overlaps{s}").is_file() for f in folders for s in suffixes)
 
 
-@contextmanager
-def _box_overlaps() -> Iterator[None]:
-    found: dict[str, types.ModuleType] = {
-        _MODULE: StandIn(_MODULE, {"bbox_overlaps": bbox_overlaps})
-    }
-    with modules(found):
-        yield
-
-
 BOX_OVERLAPS: Final = Shim(
     "extension.box_overlaps",
     "The checkout's Cython extension is not built for this Python; numpy does its work.",
     _not_built,
-    _box_overlaps,
+    lambda: supplied(_MODULE, {"bbox_overlaps": bbox_overlaps}),
 )

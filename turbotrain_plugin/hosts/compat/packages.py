@@ -144,6 +144,11 @@ def modules(found: dict[str, types.ModuleType]) -> Iterator[None]:
                 sys.modules[name] = module
 
 
+def supplied(name: str, members: dict[str, object]) -> AbstractContextManager[None]:
+    """Return a context in which the module ``name`` is a stand-in that holds ``members``."""
+    return modules({name: StandIn(name, members)})
+
+
 class PointCloud:
     """What ``open3d.io.read_point_cloud`` returns, as far as the hosts look.
 
